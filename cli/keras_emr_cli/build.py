@@ -1,0 +1,117 @@
+"""From settings to the library's objects. Imports keras: call it after ``select_backend``."""
+
+from __future__ import annotations
+
+import math
+
+from keras_emr.attacks import ATTACKS
+from keras_emr.defenses import get_defense
+from keras_emr.errors import UserError
+from keras_emr.models import MODELS
+
+
+def number(ratio):
+    return None if ratio is None else float(ratio)
+
+
+def training_attack(s):
+    """The attack of the inner maximisation."""
+    options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.attack_objective}
+    if s.attack in ("pgd", "bim"):
+        options["steps"] = s.steps
+        if s.step_size is not None:
+            options["step_size"] = float(s.step_size)
+    if s.attack == "pgd":
+        options |= {"start": s.start, "restarts": s.restarts}
+    return ATTACKS.get(s.attack)(**options)
+
+
+def defense(s):
+    options = {}
+    if s.beta is not None and s.defense not in ("standard", "at"):
+        options["beta"] = s.beta
+    if s.defense.startswith("mail-"):
+        # The released schedule reweights from epoch 76 of 120 on.
+        burn_in = round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
+        options |= {
+            "slope": s.mail_slope,
+            "bias": s.mail_bias,
+            "normalization": s.mail_normalization,
+            "margin": s.mail_margin,
+            "burn_in": burn_in,
+        }
+    return get_defense(s.defense, **options)
+
+
+def regularizers(s):
+    """EMR, or nothing where its weight is zero and no preset is chosen."""
+    from keras_emr.regularizers.effective_margin import EffectiveMarginRegularizer
+    from keras_emr.regularizers.schedules import StepDecay, WarmUp
+
+    if s.emr_decay_epochs and s.emr_warmup:
+        raise UserError(
+            "emr_warmup and emr_decay_epochs cannot be combined. Received: both. Choose one."
+        )
+    schedule = None
+    if s.emr_decay_epochs:
+        schedule = StepDecay(s.emr_decay_epochs)
+    elif s.emr_warmup:
+        schedule = WarmUp(s.emr_warmup)
+    options = {
+        "weight": s.emr,
+        "weighting": s.emr_weighting,
+        "temperature": s.emr_temperature,
+        "center": s.emr_center,
+        "norm": s.emr_norm,
+        "power": int(s.emr_power),
+        "reduction": s.emr_reduction,
+        "at": s.emr_at,
+        "bn_mode": s.emr_bn_mode,
+        "estimator": s.emr_estimator,
+        "step": s.emr_step,
+        "central": s.emr_central,
+        "schedule": schedule,
+    }
+    if s.emr_preset:
+        for preset_decides in ("weight", "temperature", "reduction", "schedule"):
+            options.pop(preset_decides)
+        return [EffectiveMarginRegularizer.preset(s.emr_preset, **options)]
+    return [EffectiveMarginRegularizer(**options)] if s.emr > 0 else []
+
+
+def optimizer(s):
+    import keras
+
+    if s.optimizer == "sgd":
+        return keras.optimizers.SGD(
+            s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay or None
+        )
+    return keras.optimizers.AdamW(s.learning_rate, weight_decay=s.weight_decay)
+
+
+def classifier(s, data, standard=False):
+    """A compiled RobustClassifier with freshly seeded weights; ``standard``: the baseline."""
+    import keras
+
+    from keras_emr.attacks.pgd import PGD
+    from keras_emr.training.classifier import RobustClassifier
+
+    keras.utils.set_random_seed(s.seed)
+    keras.config.set_dtype_policy(s.precision)
+    model = MODELS.get(s.model)(data.image_shape, data.classes)
+    attacked = not standard and s.defense != "standard"
+    robust = RobustClassifier(
+        model,
+        defense="standard" if standard else defense(s),
+        attack=training_attack(s) if attacked else None,
+        regularizers=[] if standard else regularizers(s),
+        eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
+        attack_mode=s.attack_mode,
+        seed=s.seed,
+    )
+    robust.compile(optimizer(s))
+    return robust
+
+
+def steps_per_epoch(n, batch_size):
+    return max(1, math.floor(n / batch_size))

@@ -1,0 +1,167 @@
+"""``keras-emr evaluate``: attack a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from keras_emr.errors import UserError, unknown
+from keras_emr_cli.settings import Merged, merge, options
+from keras_emr_cli.train_settings import EVALUATE, TRAIN
+
+_ATTACKS = ("pgd", "bim", "fgsm")
+
+
+@click.command(name="evaluate")
+@click.argument("target", metavar="RUN_OR_MODEL")
+@click.option("--config", metavar="FILE", help="YAML file of these settings.")
+@click.option("--checkpoint", metavar="best|last", help="Which model of a run.  [default: best]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@options(EVALUATE)
+def command(target, config, checkpoint, as_json, quiet, **flags):
+    """Attack RUN_OR_MODEL (a run folder or any .keras classifier) on test data.
+
+    A run folder brings its data and epsilon; a .keras file needs --data and --epsilon.
+    """
+    settings = merge(EVALUATE, flags, config)
+    path, settings = _resolve(Path(target), checkpoint, settings)
+    names = [name.strip() for name in settings.attacks.split(",") if name.strip()]
+    for name in names:
+        if name not in _ATTACKS:
+            raise unknown("attack", name, _ATTACKS)
+    if not names:
+        raise UserError(f"--attacks: no attack. Received: {settings.attacks!r}. Expected e.g. pgd.")
+    from keras_emr_cli.session import select_backend
+
+    select_backend(settings.backend)
+    from keras_emr.data import load
+
+    data = load(settings.data, split_seed=settings.split_seed)
+    cards = _attack_all(path, names, settings, data, quiet)
+    _show(path, settings, cards, as_json)
+
+
+def _resolve(target, checkpoint, settings):
+    """The model file, and the settings with the run's own where they were left open."""
+    if checkpoint not in (None, "best", "last"):
+        raise unknown("checkpoint", checkpoint, ("best", "last"))
+    run = {}
+    path = target
+    if target.is_dir():
+        if not (target / "config.yaml").exists():
+            raise UserError(f"not a run folder: no config.yaml. Received: {str(target)!r}.")
+        run = merge(TRAIN, {}, str(target / "config.yaml")).values
+        path = target / f"{checkpoint or 'best'}.keras"
+    elif checkpoint is not None:
+        raise UserError(f"--checkpoint needs a run folder. Received: {str(target)!r}.")
+    if not path.exists():
+        raise UserError(f"model not found. Received: {str(path)!r}. Expected a run or .keras file.")
+    values = dict(settings.values)
+    for name in ("data", "split_seed", "epsilon", "norm"):
+        if values[name] is None:
+            values[name] = run.get(name)
+    for name in ("data", "epsilon"):
+        if values[name] is None:
+            raise UserError(
+                f"--{name}: a .keras file does not say it. Received: nothing. Give --{name}."
+            )
+    values["norm"] = values["norm"] or "linf"
+    values["split_seed"] = values["split_seed"] or 0
+    return path, Merged(values, settings.origins)
+
+
+def _build(name, s):
+    from keras_emr.attacks import ATTACKS
+    from keras_emr_cli.build import number
+
+    options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.objective}
+    if name == "pgd":
+        step_size = number(s.step_size)
+        options |= {"steps": s.steps, "restarts": s.restarts, "step_size": step_size}
+    return ATTACKS.get(name)(**options)
+
+
+def _attack_all(path, names, settings, data, quiet):
+    from keras_emr.evaluation.scorecard import scorecard
+    from keras_emr_cli.progress import Reporter
+
+    model = _load(path)
+    if tuple(model.input_shape[1:]) != tuple(data.image_shape):
+        raise UserError(
+            f"model and data do not fit. Received: images {tuple(data.image_shape)} for a model "
+            f"that takes {tuple(model.input_shape[1:])}."
+        )
+    if model.output_shape[-1] < data.classes:
+        raise UserError(
+            f"model and data do not fit. Received: {data.classes} classes for a model with "
+            f"{model.output_shape[-1]} outputs."
+        )
+    x, y = data.x_test[: settings.n_examples], data.y_test[: settings.n_examples]
+    cards = []
+    with Reporter(quiet) as reporter:
+        for name in names:
+            attack = _build(name, settings)
+            progress = reporter.steps(f"attack {name}")
+            cards.append(
+                scorecard(
+                    model,
+                    attack,
+                    x,
+                    y,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed,
+                    progress=progress,
+                )
+            )
+    return cards
+
+
+def _load(path):
+    import keras
+
+    from keras_emr.training.classifier import RobustClassifier
+
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"cannot load the model: {reason[0] if reason else type(error).__name__} "
+            f"Received: {str(path)!r}. Expected a .keras file."
+        ) from None
+    return model.model if isinstance(model, RobustClassifier) else model
+
+
+def _show(path, settings, cards, as_json):
+    if as_json:
+        click.echo(json.dumps({"model": str(path), "results": cards}, indent=2))
+        return
+    from keras_emr_cli.tables import percent, print_table
+
+    columns = ["attack", "clean", "robust", "margin L2", "margin Linf", "margin > eps", "seconds"]
+    rows = []
+    for card in cards:
+        attack, margins = card["attack"], card["margins"]
+        name = attack["name"]
+        if name == "pgd":
+            name = f"PGD-{attack['steps']}x{attack['restarts']}"
+        rows.append(
+            [
+                name,
+                percent(card["accuracy"]),
+                percent(card["robust_accuracy"]),
+                f"{margins['effective_margin_l2']:.3f}",
+                f"{margins['effective_margin_linf']:.4f}",
+                percent(margins["share_above_epsilon"]),
+                f"{card['seconds']:.0f}",
+            ]
+        )
+    print_table(columns, rows)
+    click.echo(
+        f"{path}: {cards[0]['n']} test images of {settings.data}; {settings.norm}, epsilon "
+        f"{settings.epsilon}; seed {settings.seed}; {settings.backend}; inference mode."
+    )
+    click.echo("Accuracy under these attacks is an upper bound of robust accuracy.")

@@ -1,0 +1,75 @@
+"""Entry point: finds the command, loads only that one, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from keras_emr._version import __version__
+from keras_emr.errors import UserError
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+_COMMANDS = {
+    "train": (
+        "keras_emr_cli.train",
+        "Train a robust classifier and compare it with a standard one.",
+    ),
+    "evaluate": ("keras_emr_cli.evaluate", "Attack a trained model and report what survives."),
+    "data": ("keras_emr_cli.data", "What data can be trained on."),
+    "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists commands from a table; imports a command's module when it is called."""
+
+    def list_commands(self, ctx):
+        return list(_COMMANDS)
+
+    def get_command(self, ctx, name):
+        if name not in _COMMANDS:
+            return None
+        return importlib.import_module(_COMMANDS[name][0]).command
+
+    def format_commands(self, ctx, formatter):
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="keras-emr")
+def cli():
+    """Adversarially robust image classifiers for Keras 3.
+
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 invalid settings or data, 75 interrupted but
+    resumable, 130 Ctrl-C.
+    """
+
+
+def fail(message, code):
+    """Print one line on stderr and return ``code``."""
+    click.echo(f"Error: {' '.join(str(message).split())}", err=True)
+    return code
+
+
+def main(arguments=None):
+    """Run the command line; returns by ``sys.exit`` with the documented codes."""
+    try:
+        code = cli.main(args=arguments, prog_name="keras-emr", standalone_mode=False)
+    except click.NoSuchOption as error:
+        hint = f" (did you mean {error.possibilities[0]}?)" if error.possibilities else ""
+        code = fail(f"{error.message.split('.')[0]}{hint}", EXIT_USAGE)
+    except click.ClickException as error:
+        code = fail(error.format_message(), EXIT_USAGE)
+    except UserError as error:
+        code = fail(error, EXIT_INVALID)
+    except (click.Abort, KeyboardInterrupt):
+        code = fail("interrupted", EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

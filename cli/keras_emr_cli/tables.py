@@ -1,0 +1,25 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+
+def print_table(columns, rows, text_columns=1):
+    """Print a table; the first ``text_columns`` are text: aligned left and wrapped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        text = i < text_columns
+        table.add_column(column, justify="left" if text else "right", no_wrap=i != 1 or not text)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(table)
+
+
+def percent(value):
+    return f"{100 * value:.1f} %"

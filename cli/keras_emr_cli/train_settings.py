@@ -1,0 +1,271 @@
+"""Every option of ``keras-emr train``."""
+
+from __future__ import annotations
+
+from keras_emr.attacks import ATTACKS
+from keras_emr.defenses import DEFENSES
+from keras_emr.models import MODELS
+from keras_emr_cli.settings import Setting
+
+BACKENDS = ("tensorflow", "jax", "torch")
+NORMS = ("linf", "l2")
+
+
+def _group(name, *settings):
+    return [Setting(**{**vars(setting), "group": name}) for setting in settings]
+
+
+S = Setting
+TRAIN = [
+    *_group(
+        "data and model",
+        S("data", "text", "digits", "Data set: digits, FILE.npz, or a folder of MNIST idx files."),
+        S("model", "choice", "small-cnn", "Network to train.", MODELS.names),
+        S(
+            "validation",
+            "float",
+            0.1,
+            "Share held out to choose the best epoch.",
+            low=0,
+            low_open=True,
+        ),
+        S("split_seed", "int", 0, "Seed of the train / validation / test split.", low=0),
+    ),
+    *_group(
+        "defense",
+        S("defense", "choice", "trades", "Training method.", DEFENSES.names),
+        S(
+            "beta",
+            "float",
+            None,
+            "Weight of the divergence (TRADES, MART, MAIL).",
+            low=0,
+            auto="6 for trades, 5 for mart and mail",
+        ),
+        S(
+            "mail_slope",
+            "float",
+            None,
+            "MAIL: slope of the instance weight.",
+            auto="10 for mail-at, 2 for the others",
+        ),
+        S(
+            "mail_bias",
+            "float",
+            None,
+            "MAIL: margin at which the weight is one half.",
+            auto="-0.5 for mail-at, 0 for the others",
+        ),
+        S(
+            "mail_normalization",
+            "choice",
+            "constant",
+            "MAIL: 3 w, or weights with batch mean 1.",
+            ("constant", "batch"),
+        ),
+        S(
+            "mail_margin",
+            "choice",
+            "adversarial",
+            "MAIL: which probabilistic margin.",
+            ("adversarial", "natural", "difference"),
+        ),
+        S(
+            "mail_burn_in",
+            "int",
+            None,
+            "MAIL: unweighted epochs at the start.",
+            low=0,
+            auto="76 of every 120 epochs",
+        ),
+    ),
+    *_group(
+        "attack in training",
+        S("attack", "choice", "pgd", "Inner maximiser.", ATTACKS.names),
+        S("epsilon", "ratio", "0.15", "Radius of the ball in [0, 1] units, e.g. 8/255.", low=0),
+        S("norm", "choice", "linf", "Norm of the ball.", NORMS),
+        S("steps", "int", 10, "Attack steps (pgd, bim).", low=1),
+        S(
+            "step_size",
+            "ratio",
+            None,
+            "Length of a step (pgd, bim).",
+            low=0,
+            auto="2.5 epsilon / steps for linf, 2 epsilon / steps for l2; bim 1/255",
+        ),
+        S(
+            "start",
+            "choice",
+            None,
+            "Start of pgd.",
+            ("uniform", "gaussian", "none"),
+            auto="what the defense prescribes",
+        ),
+        S("restarts", "int", 1, "Restarts of pgd in training.", low=1),
+        S(
+            "attack_objective",
+            "choice",
+            None,
+            "What the attack maximises.",
+            ("cross_entropy", "kl", "margin"),
+            auto="what the defense prescribes",
+        ),
+        S(
+            "attack_mode",
+            "choice",
+            "inference",
+            "Mode of the network while attacked in training.",
+            ("inference", "training"),
+        ),
+    ),
+    *_group(
+        "effective margin regularization",
+        S("emr", "float", 0.01, "Weight lambda of EMR; 0 turns it off.", low=0),
+        S(
+            "emr_preset",
+            "choice",
+            None,
+            "Released recipe; sets lambda, temperature, reduction and decay.",
+            (
+                "at-emr-released",
+                "trades-emr-released",
+                "mail-at-emr-released",
+                "mail-trades-emr-released",
+            ),
+            auto="none",
+        ),
+        S(
+            "emr_weighting",
+            "choice",
+            "softmax",
+            "Which combination of the logits.",
+            (
+                "softmax",
+                "predicted",
+                "true",
+                "sampled",
+                "uniform",
+                "runner_up_difference",
+                "rademacher",
+                "sphere",
+                "exact",
+            ),
+        ),
+        S(
+            "emr_temperature",
+            "float",
+            1.0,
+            "Temperature of the softmax weights.",
+            low=0,
+            low_open=True,
+        ),
+        S("emr_center", "bool", False, "Ignore what is common to all logits."),
+        S("emr_norm", "choice", "l2", "Norm of the input gradient.", ("l2", "l1", "linf")),
+        S("emr_power", "choice", "2", "Power of that norm.", ("2", "1")),
+        S(
+            "emr_reduction",
+            "choice",
+            "mean",
+            "Batch mean, or the release's mean / batch size.",
+            ("mean", "released"),
+        ),
+        S(
+            "emr_at",
+            "choice",
+            None,
+            "Where the gradient is taken.",
+            ("adversarial", "clean", "both"),
+            auto="adversarial; clean for standard training",
+        ),
+        S(
+            "emr_bn_mode",
+            "choice",
+            "inference",
+            "BatchNorm statistics of the penalty.",
+            ("inference", "batch"),
+        ),
+        S(
+            "emr_estimator",
+            "choice",
+            "double_backprop",
+            "How the penalty is differentiated.",
+            ("double_backprop", "finite_difference"),
+        ),
+        S("emr_step", "float", 0.01, "Step of the finite difference.", low=0, low_open=True),
+        S("emr_central", "bool", False, "Central finite difference."),
+        S(
+            "emr_decay_epochs",
+            "ints",
+            None,
+            "Multiply lambda by 0.1 from these epochs on.",
+            auto="never",
+        ),
+        S(
+            "emr_warmup",
+            "int",
+            None,
+            "Epochs over which lambda grows to its value.",
+            low=1,
+            auto="none",
+        ),
+    ),
+    *_group(
+        "optimization",
+        S("epochs", "int", 20, "Epochs.", low=1),
+        S("batch_size", "int", 64, "Examples per step.", low=1),
+        S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),
+        S("learning_rate", "float", 0.001, "Learning rate.", low=0, low_open=True),
+        S("momentum", "float", 0.9, "Momentum of sgd.", low=0),
+        S("weight_decay", "float", 0.0, "Decoupled weight decay, biases excluded.", low=0),
+        S(
+            "precision",
+            "choice",
+            "float32",
+            "Precision of the outer step.",
+            ("float32", "mixed_bfloat16", "mixed_float16"),
+        ),
+    ),
+    *_group(
+        "evaluation",
+        S("val_steps", "int", 20, "Steps of the validation attack.", low=1),
+        S("eval_steps", "int", 50, "PGD steps of the final evaluation.", low=1),
+        S("eval_restarts", "int", 5, "PGD restarts of the final evaluation.", low=1),
+        S("baseline", "bool", True, "Also train a standard model to compare with."),
+    ),
+    *_group(
+        "run",
+        S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
+        S("seed", "int", 0, "Seed of weights, noise and order.", low=0),
+        S("out", "text", None, "Run folder.", auto="a new folder under runs/"),
+    ),
+]
+
+EVALUATE = [
+    S("data", "text", None, "Data set.", auto="the run's"),
+    S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
+    S("attacks", "text", "pgd", "Attacks, separated by commas: pgd, bim, fgsm."),
+    S(
+        "epsilon",
+        "ratio",
+        None,
+        "Radius of the ball in [0, 1] units, e.g. 8/255.",
+        low=0,
+        auto="the run's",
+    ),
+    S("norm", "choice", None, "Norm of the ball.", NORMS, auto="the run's, or linf"),
+    S("steps", "int", 50, "Steps of pgd.", low=1),
+    S("restarts", "int", 5, "Restarts of pgd.", low=1),
+    S(
+        "step_size",
+        "ratio",
+        None,
+        "Length of a step of pgd.",
+        low=0,
+        auto="2.5 epsilon / steps for linf, 2 epsilon / steps for l2",
+    ),
+    S("objective", "choice", "cross_entropy", "What pgd maximises.", ("cross_entropy", "margin")),
+    S("n_examples", "int", None, "The first N test images.", low=1, auto="all"),
+    S("batch_size", "int", 256, "Images at a time.", low=1),
+    S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
+    S("seed", "int", 0, "Seed of the attacks.", low=0),
+]

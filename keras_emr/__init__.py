@@ -1,0 +1,48 @@
+"""keras_emr: adversarially robust image classifiers for Keras 3.
+
+Names are loaded on first use, so that ``import keras_emr`` (and the command line's ``--help``)
+does not pay for importing keras and a backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from keras_emr._version import __version__
+
+_HOME = {
+    "RobustClassifier": "keras_emr.training.classifier",
+    "train": "keras_emr.training.experiment",
+    "FGSM": "keras_emr.attacks.fgsm",
+    "BIM": "keras_emr.attacks.bim",
+    "PGD": "keras_emr.attacks.pgd",
+    "Standard": "keras_emr.defenses.standard",
+    "AdversarialTraining": "keras_emr.defenses.adversarial_training",
+    "TRADES": "keras_emr.defenses.trades",
+    "MART": "keras_emr.defenses.mart",
+    "MAIL": "keras_emr.defenses.mail",
+    "EffectiveMarginRegularizer": "keras_emr.regularizers.effective_margin",
+    "evaluate_attack": "keras_emr.evaluation.robust_accuracy",
+    "effective_margins": "keras_emr.evaluation.margins",
+    "margin_summary": "keras_emr.evaluation.margins",
+    "EffectiveMarginLogger": "keras_emr.training.callbacks",
+    "load_data": "keras_emr.data.registry",
+    "mlp": "keras_emr.models.mlp",
+    "small_cnn": "keras_emr.models.small_cnn",
+    "UserError": "keras_emr.errors",
+}
+_RENAMED = {"load_data": "load"}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'keras_emr' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

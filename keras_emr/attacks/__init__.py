@@ -1,0 +1,12 @@
+"""Attacks (inner maximisation), one per file, for training and for evaluation alike."""
+
+from keras_emr.registry import Registry
+
+ATTACKS = Registry(
+    "attack",
+    {
+        "pgd": "keras_emr.attacks.pgd:PGD",
+        "bim": "keras_emr.attacks.bim:BIM",
+        "fgsm": "keras_emr.attacks.fgsm:FGSM",
+    },
+)

@@ -1,0 +1,44 @@
+"""Norms, projections and steepest-ascent steps of the threat models, per example.
+
+Images are (N, ...); a norm has shape (N,).
+"""
+
+from keras import ops
+
+NORMS = ("linf", "l2")
+
+
+def per_example(values, like):
+    """(N,) values reshaped to broadcast against ``like`` (N, ...)."""
+    return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
+
+
+def norm(delta, kind):
+    """Per-example norm of ``delta``: ``linf``, ``l2`` or ``l1``."""
+    axes = tuple(range(1, len(delta.shape)))
+    if kind == "linf":
+        return ops.max(ops.abs(delta), axis=axes)
+    if kind == "l1":
+        return ops.sum(ops.abs(delta), axis=axes)
+    return ops.sqrt(ops.sum(ops.square(delta), axis=axes))
+
+
+def shrink(delta, epsilon):
+    """``delta`` scaled, per example, into the L2 ball of radius ``epsilon``."""
+    length = norm(delta, "l2")
+    scale = ops.where(length > epsilon, epsilon / ops.maximum(length, 1e-30), ops.ones_like(length))
+    return delta * per_example(scale, delta)
+
+
+def project(adversarial, x, epsilon, kind, box_first=False):
+    """The feasible point for ``adversarial``: within ``epsilon`` of ``x`` and in [0, 1].
+
+    Ball first, then box, unless ``box_first`` (TRADES, L2). ``x`` lies in the box, so neither
+    order leaves the other set.
+    """
+    if kind == "linf":
+        low, high = ops.maximum(x - epsilon, 0.0), ops.minimum(x + epsilon, 1.0)
+        return ops.minimum(ops.maximum(adversarial, low), high)
+    if box_first:
+        return x + shrink(ops.clip(adversarial, 0.0, 1.0) - x, epsilon)
+    return ops.clip(x + shrink(adversarial - x, epsilon), 0.0, 1.0)

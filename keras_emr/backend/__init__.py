@@ -1,0 +1,43 @@
+"""The only place where the library names tensorflow, jax or torch.
+
+Each backend module provides the same few things, all else is ``keras.ops``:
+
+* ``value_and_grad(fn, x)``: first-order input gradient, detached (what attacks need);
+* ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
+* ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
+* ``compiled(fn, variables)``: ``fn`` compiled once per input shape, reading ``variables`` live;
+* ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
+* ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any.
+"""
+
+import importlib
+
+import keras
+
+NAME = keras.backend.backend()
+_SUPPORTED = ("tensorflow", "jax", "torch")
+if NAME not in _SUPPORTED:
+    raise ImportError(
+        f"keras_emr has no support for this Keras backend. Received: KERAS_BACKEND={NAME!r}. "
+        f"Expected one of: {', '.join(_SUPPORTED)}."
+    )
+
+_module = importlib.import_module(f"keras_emr.backend.{NAME}")
+value_and_grad = _module.value_and_grad
+vjp = _module.vjp
+loop = _module.loop
+compiled = _module.compiled
+StepMixin = _module.StepMixin
+preserve_random_state = _module.preserve_random_state
+seed_epoch = _module.seed_epoch
+
+__all__ = [
+    "NAME",
+    "StepMixin",
+    "compiled",
+    "loop",
+    "preserve_random_state",
+    "seed_epoch",
+    "value_and_grad",
+    "vjp",
+]

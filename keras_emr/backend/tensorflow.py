@@ -1,0 +1,83 @@
+"""TensorFlow: gradients, compiled functions and the training step."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+
+def value_and_grad(fn, x):
+    """Per-example value of ``fn`` and the input gradient of its sum, both without history.
+
+    Args:
+        fn: ``x -> (value (N,), aux)``.
+        x: float tensor (N, ...).
+
+    Returns:
+        ``(value, aux, gradient)``; the gradient has the shape of ``x``.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value, aux = fn(x)
+        total = tf.reduce_sum(value)
+    gradient = tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return tf.stop_gradient(value), tf.nest.map_structure(tf.stop_gradient, aux), gradient
+
+
+def vjp(fn, x):
+    """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
+    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with tape:
+        tape.watch(x)
+        out = fn(x)
+
+    def pullback(cotangent):
+        return tape.gradient(
+            out,
+            x,
+            output_gradients=cotangent,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+
+    return out, pullback
+
+
+def loop(n, body, state, unroll=False):
+    """Repeat ``state = body(i, state)``; a graph loop unless XLA compiles the step (``unroll``)."""
+    if unroll or n == 1 or tf.executing_eagerly():
+        for i in range(n):
+            state = body(i, state)
+        return state
+    return keras.ops.fori_loop(0, n, body, state)
+
+
+def compiled(fn, variables):
+    """``fn`` as a graph function; it reads ``variables`` where they live."""
+    return tf.function(fn, reduce_retracing=True, autograph=False)
+
+
+@contextlib.contextmanager
+def preserve_random_state():
+    """Nothing to do: Keras keeps all of TensorFlow's random state in variables."""
+    yield
+
+
+def seed_epoch(seed):
+    """Nothing to do: Keras keeps all of TensorFlow's random state in variables."""
+
+
+class StepMixin:
+    """``train_step`` and ``test_step`` of :class:`RobustClassifier` on TensorFlow."""
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            loss, logs = self.robust_step(x, y, sample_weight, training=True)
+            loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return logs
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return self.robust_step(x, y, sample_weight, training=False)[1]

@@ -1,0 +1,15 @@
+"""Adversarial training (Madry et al., ICLR 2018)."""
+
+from keras_emr import losses
+from keras_emr.attacks.base import register
+from keras_emr.defenses.base import Defense
+
+
+@register
+class AdversarialTraining(Defense):
+    """AT: ``CE(z(x_adv), y)``, adversarial images only; the attack maximises the same."""
+
+    name = "at"
+
+    def loss(self, y, clean, adversarial, epoch):
+        return losses.cross_entropy(y, adversarial)

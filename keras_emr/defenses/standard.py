@@ -1,0 +1,17 @@
+"""Standard training: no attack."""
+
+from keras_emr import losses
+from keras_emr.attacks.base import register
+from keras_emr.defenses.base import Defense
+
+
+@register
+class Standard(Defense):
+    """``CE(z(x), y)``."""
+
+    name = "standard"
+    needs_clean = True
+    needs_adversarial = False
+
+    def loss(self, y, clean, adversarial, epoch):
+        return losses.cross_entropy(y, clean)

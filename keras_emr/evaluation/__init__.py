@@ -1,0 +1,1 @@
+"""Judge a trained classifier: accuracy under attack, effective margins."""

@@ -1,0 +1,80 @@
+"""Per-example losses on logits, in float32 or wider, shared by attacks and defenses.
+
+Everywhere: ``y`` (N,) integer labels, logits (N, K), results (N,).
+"""
+
+import keras
+from keras import ops
+
+
+def widen(logits):
+    """Logits in at least float32: MART's constants vanish in half precision."""
+    logits = ops.convert_to_tensor(logits)
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    return ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits
+
+
+def pick(values, index):
+    """``values[i, index[i]]``: (N, K), (N,) -> (N,)."""
+    return ops.sum(values * ops.one_hot(index, values.shape[-1], dtype=values.dtype), axis=-1)
+
+
+def runner_up(values, y):
+    """Index of the largest entry that is not ``y``: (N, K), (N,) -> (N,). No gradient."""
+    values = ops.stop_gradient(values)
+    true = ops.one_hot(y, values.shape[-1], dtype="bool")
+    return ops.argmax(ops.where(true, ops.full_like(values, -float("inf")), values), axis=-1)
+
+
+def cross_entropy(y, logits):
+    """``-log p_y``."""
+    return -pick(ops.log_softmax(widen(logits), axis=-1), y)
+
+
+def kl_divergence(reference_logits, logits):
+    """``KL(p || q) = sum_k p_k (log p_k - log q_k)``, ``p`` the reference. Not detached."""
+    log_p = ops.log_softmax(widen(reference_logits), axis=-1)
+    log_q = ops.log_softmax(widen(logits), axis=-1)
+    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def margin_loss(y, logits, kappa=50.0):
+    """Carlini-Wagner margin loss ``-max(0, z_y - max_{k != y} z_k + kappa)`` of CW-PGD."""
+    logits = widen(logits)
+    margin = pick(logits, y) - pick(logits, runner_up(logits, y))
+    return -ops.relu(margin + kappa)
+
+
+def boosted_cross_entropy(y, logits):
+    """MART: ``-log q_y - log(1.0001 - q_k* + 1e-12)``, ``k*`` the strongest wrong class."""
+    logits = widen(logits)
+    q = ops.softmax(logits, axis=-1)
+    strongest_wrong = pick(q, runner_up(logits, y))
+    return cross_entropy(y, logits) - ops.log(1.0001 - strongest_wrong + 1e-12)
+
+
+def weighted_kl(y, reference_logits, logits):
+    """MART: ``(1.0000001 - p_y) * sum_k p_k (log p_k - log(q_k + 1e-12))``.
+
+    The weight is the clean probability of the true class, and gradients flow through it.
+    """
+    log_p = ops.log_softmax(widen(reference_logits), axis=-1)
+    p = ops.exp(log_p)
+    q = ops.softmax(widen(logits), axis=-1)
+    divergence = ops.sum(p * (log_p - ops.log(q + 1e-12)), axis=-1)
+    return (1.0000001 - pick(p, y)) * divergence
+
+
+def probabilistic_margin(y, logits, rival_logits=None):
+    """MAIL: ``p_y(logits) - max_{k != y} p_k(rival_logits)``, positive where correct.
+
+    ``rival_logits`` are the same logits unless given.
+    """
+    p = ops.softmax(widen(logits), axis=-1)
+    rival = p if rival_logits is None else ops.softmax(widen(rival_logits), axis=-1)
+    return pick(p, y) - pick(rival, runner_up(rival, y))
+
+
+def correct(y, logits):
+    """Whether the arg-max class is ``y``: (N,) bool."""
+    return ops.equal(ops.argmax(logits, axis=-1), ops.cast(y, "int32"))

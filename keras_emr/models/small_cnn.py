@@ -1,0 +1,47 @@
+"""The four-convolution MNIST network of the TRADES code."""
+
+import keras
+from keras import layers
+
+
+def small_cnn(input_shape, classes, padding=None, dropout=0.5):
+    """conv 32, conv 32, pool, conv 64, conv 64, pool, dense 200, dropout, dense 200, logits.
+
+    3x3 kernels, ReLU; convolutions start He-normal and the last layer at zero, as in the TRADES
+    code.
+
+    Args:
+        input_shape: (H, W, C).
+        classes: number of classes K.
+        padding: ``valid`` as in the TRADES code, or ``same``; ``None``: ``valid`` where the image
+            is at least 16 pixels wide and high, else ``same`` (the maps would vanish).
+        dropout: rate between the dense layers.
+
+    Returns:
+        Keras model, (N, H, W, C) images in [0, 1] to (N, K) logits.
+    """
+    if padding is None:
+        padding = "valid" if min(input_shape[:2]) >= 16 else "same"
+
+    def conv(filters):
+        return layers.Conv2D(
+            filters, 3, padding=padding, activation="relu", kernel_initializer="he_normal"
+        )
+
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            conv(32),
+            conv(32),
+            layers.MaxPooling2D(2),
+            conv(64),
+            conv(64),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(200, activation="relu"),
+            layers.Dropout(dropout),
+            layers.Dense(200, activation="relu"),
+            layers.Dense(classes, kernel_initializer="zeros", name="logits"),
+        ],
+        name="small_cnn",
+    )

@@ -1,0 +1,47 @@
+"""Where an attack's random numbers come from: a seed stream in training, the host in evaluation."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class StreamSampler:
+    """Draws inside the compiled step from a ``SeedGenerator`` (or an int: the same each time)."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def uniform(self, shape, low=-1.0, high=1.0):
+        return keras.random.uniform(shape, low, high, dtype=keras.config.floatx(), seed=self.seed)
+
+    def normal(self, shape):
+        return keras.random.normal(shape, dtype=keras.config.floatx(), seed=self.seed)
+
+    def categorical(self, logits):
+        return keras.random.categorical(logits, 1, seed=self.seed)[:, 0]
+
+
+class ExampleSampler:
+    """Draws on the host, each example from a stream of its own.
+
+    The numbers of an example depend on (seed, restart, its index in the data set) alone: not on
+    the batch size, nor on which other examples are attacked, nor on the backend.
+
+    Args:
+        seed: int.
+        restart: int.
+        indices: (N,) indices of the examples in the data set.
+    """
+
+    def __init__(self, seed, restart, indices):
+        self.streams = [np.random.default_rng([seed, restart, int(i)]) for i in indices]
+
+    def _draw(self, one, shape):
+        rows = [one(stream, tuple(shape[1:])) for stream in self.streams]
+        return ops.convert_to_tensor(np.stack(rows).astype(keras.config.floatx()))
+
+    def uniform(self, shape, low=-1.0, high=1.0):
+        return self._draw(lambda stream, size: stream.uniform(low, high, size), shape)
+
+    def normal(self, shape):
+        return self._draw(lambda stream, size: stream.normal(size=size), shape)

@@ -1,0 +1,1 @@
+"""Train robustly: the classifier, its callbacks, and runs on disk."""

@@ -1,0 +1,170 @@
+"""Keras callbacks of a robust training run."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import keras
+import numpy as np
+
+from keras_emr import backend
+
+
+class EpochTracker(keras.callbacks.Callback):
+    """Tells the classifier and its data which epoch it is (added by ``RobustClassifier.fit``).
+
+    Schedules, MAIL's burn-in and the order of the examples are functions of the epoch's number,
+    so that a resumed run continues as if it had never stopped.
+    """
+
+    def __init__(self, data, seed):
+        super().__init__()
+        self.data = data
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epoch.assign(epoch)
+        if self.data is not None:
+            self.data.set_epoch(epoch)
+        backend.seed_epoch(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite; the message names the epoch and the step."""
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Raise :class:`TrainingDiverged` at the first step whose loss is NaN or infinite.
+
+    Also at the end of an epoch whose validation loss is not finite: its weights must not replace
+    the last good checkpoint. Put it before the callback that saves.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check("loss", logs, f"step {batch + 1} of epoch {self.epoch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check("val_loss", logs, f"the end of epoch {epoch + 1}")
+
+    @staticmethod
+    def _check(name, logs, moment):
+        loss = (logs or {}).get(name)
+        if loss is not None and not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"{name} became {loss} at {moment}. Lower the learning rate, epsilon or the "
+                "regularizer's weight."
+            )
+
+
+class EffectiveMarginLogger(keras.callbacks.Callback):
+    """Adds effective margins on fixed images to each epoch's logs.
+
+    Keys: ``val_effective_margin_l2``, ``val_effective_margin_linf`` (means),
+    ``val_share_above_epsilon`` and ``val_effective_weight_norm``. Put it before callbacks that
+    read them.
+
+    Args:
+        x, y: images (N, H, W, C) in [0, 1] and labels (N,).
+        epsilon, norm: the threat model that ``val_share_above_epsilon`` compares with.
+    """
+
+    def __init__(self, x, y, epsilon, norm="linf"):
+        super().__init__()
+        self.x, self.y, self.epsilon, self.norm = x, y, epsilon, norm
+        self._measure = None
+
+    def on_train_begin(self, logs=None):
+        from keras_emr.evaluation.margins import MarginMeter
+
+        self._measure = MarginMeter(self.model.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        from keras_emr.evaluation.margins import summarize
+
+        summary = summarize(self._measure(self.x, self.y), self.epsilon, self.norm)
+        for key in (
+            "effective_margin_l2",
+            "effective_margin_linf",
+            "share_above_epsilon",
+            "effective_weight_norm",
+        ):
+            logs[f"val_{key}"] = summary[key]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (``signal_number``); raised between two steps."""
+
+    def __init__(self, signal_number):
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Raise :class:`Interrupted` after the step during which ``requested`` was set.
+
+    A signal must not stop a step half-way: on JAX its donated buffers would be lost.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.requested = None
+
+    def _check(self):
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check()
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._check()
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes a run folder: each epoch's ``history.jsonl`` line, ``best``, ``last``, checkpoint.
+
+    The checkpoint comes last: whatever moment a run is killed at, resuming repeats at most the
+    epoch that was under way.
+
+    Args:
+        folder: :class:`keras_emr.training.run_folder.RunFolder`.
+        monitor: the log that ``best.keras`` maximises; the earliest epoch wins a tie.
+        rows: history so far, of a resumed run.
+    """
+
+    def __init__(self, folder, monitor, rows=()):
+        super().__init__()
+        self.folder = folder
+        self.monitor = monitor
+        self.rows = list(rows)
+        self._began = 0.0
+
+    @property
+    def best(self):
+        """History row of the best epoch, or ``None``."""
+        return max(self.rows, key=lambda row: row[self.monitor], default=None)
+
+    def on_train_begin(self, logs=None):
+        if not self.rows:
+            self.folder.save_model(self.model, self.folder.state)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        metrics = {key: float(value) for key, value in logs.items()}
+        seconds = time.perf_counter() - self._began
+        self.rows.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 3)})
+        self.folder.write_history(self.rows)
+        if self.best is self.rows[-1]:
+            self.folder.save_model(self.model.model, self.folder.best)
+        self.folder.save_model(self.model.model, self.folder.last)
+        self.folder.save_model(self.model, self.folder.state)

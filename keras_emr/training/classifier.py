@@ -1,0 +1,264 @@
+"""RobustClassifier: a ``keras.Model`` that trains another one adversarially."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_emr import backend, losses
+from keras_emr.attacks.base import Attack, Objective, register
+from keras_emr.defenses import get_defense
+from keras_emr.errors import UserError
+from keras_emr.models.logits import require_logits
+from keras_emr.network import Network
+from keras_emr.sampling import StreamSampler
+from keras_emr.training.callbacks import EpochTracker
+
+ATTACK_MODES = ("inference", "training")
+# Validation repeats the same start noise every epoch, so that epochs can be compared.
+_VALIDATION_SEED = 2**20
+
+
+@keras.saving.register_keras_serializable("keras_emr")
+class PerExampleMean(keras.losses.Loss):
+    """Keras's own weighting and reduction of per-example losses, ``tf.distribute`` included."""
+
+    def call(self, y_true, y_pred):
+        return y_pred
+
+
+@register
+class RobustClassifier(backend.StepMixin, keras.Model):
+    """Trains ``model`` with a defense, an attack and regularizers; ``fit`` is Keras's own.
+
+    Each batch: the attack searches ``x_adv`` (inner maximisation), the defense turns the logits
+    at ``x`` and ``x_adv`` into a loss, the regularizers are added (outer minimisation). The inner
+    model stays a plain Keras model: save ``classifier.model`` for use without ``keras_emr``.
+
+    Logs: ``loss``, ``accuracy`` (clean), ``robust_accuracy`` (at ``x_adv``), one entry per
+    regularizer (``emr``: the mean unweighted penalty), and their ``val_`` twins. In training the
+    accuracies are those of the passes that the loss makes (training mode); a defense that never
+    looks at clean images gets an inference pass for ``accuracy``. ``robust_accuracy`` is absent
+    where there is no attack.
+
+    Args:
+        model: Keras classifier, (N, H, W, C) images in [0, 1] to (N, K) **logits**.
+        defense: a defense or its name, e.g. ``"trades"``.
+        attack: the training attack, e.g. ``PGD(8/255)``; options left at ``None`` become what the
+            defense prescribes. ``None`` only for defenses without an attack.
+        regularizers: list of regularizers, e.g. ``[EffectiveMarginRegularizer(0.01)]``.
+        eval_attack: attack of ``evaluate`` and validation, on cross-entropy from a uniform start
+            unless it says otherwise. ``None``: the training attack's norm, epsilon, steps and
+            step size.
+        attack_mode: ``inference`` (BatchNorm statistics frozen, no dropout) or ``training`` mode
+            of the network while it is attacked in training. Evaluation always uses inference.
+        seed: of the training attack's noise; not shared with the model's own seeds.
+
+    Raises:
+        UserError: the model ends in softmax, a defense lacks its attack, an unknown name.
+    """
+
+    def __init__(
+        self,
+        model,
+        defense="trades",
+        attack=None,
+        regularizers=(),
+        eval_attack=None,
+        attack_mode="inference",
+        seed=0,
+        **kwargs,
+    ):
+        require_logits(model)
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(**kwargs)
+        defense = get_defense(defense) if isinstance(defense, str) else defense
+        for field, value in (("attack", attack), ("eval_attack", eval_attack)):
+            if value is not None and not isinstance(value, Attack):
+                raise UserError(
+                    f"{field} must be an attack such as keras_emr.PGD(epsilon=8/255). "
+                    f"Received: {value!r}."
+                )
+        if defense.needs_adversarial and attack is None:
+            raise UserError(
+                f"defense {defense.name!r} needs an attack. Received: attack=None. Pass for "
+                "example attack=keras_emr.PGD(epsilon=8/255)."
+            )
+        if attack_mode not in ATTACK_MODES:
+            raise UserError(
+                f"unknown attack_mode. Received: {attack_mode!r}. Expected one of: "
+                f"{', '.join(ATTACK_MODES)}."
+            )
+        self.model = model
+        self.defense = defense
+        self.attack = attack and attack.with_defaults(**defense.attack_defaults)
+        self.eval_attack = eval_attack or (attack and _default_eval_attack(attack))
+        self.regularizers = [r for r in regularizers if r.weight > 0]
+        for regularizer in self.regularizers:
+            regularizer.check(model)
+        self.attack_mode = attack_mode
+        self.seed = seed
+        self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
+
+        self.attack_seed = keras.random.SeedGenerator(seed, name="attack_seed")
+        self.regularizer_seed = keras.random.SeedGenerator(seed, name="regularizer_seed")
+        self.epoch = self.add_weight(
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(-1),
+            trainable=False,
+            name="epoch",
+        )
+        self.mean_over_batch = PerExampleMean(name="mean_over_batch")
+        mean = keras.metrics.Mean
+        self.loss_metric = mean(name="loss")
+        self.accuracy_metric = mean(name="accuracy")
+        self.robust_accuracy_metric = mean(name="robust_accuracy")
+        self.regularizer_metrics = [mean(name=r.name) for r in self.regularizers]
+        if model.built:
+            self.built = True
+
+    def build(self, input_shape):
+        if not self.model.built:
+            self.model.build(input_shape)
+        require_logits(self.model)
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    @property
+    def metrics(self):
+        """Keras's metrics, with the loss tracker of this class in place of the private one."""
+        return [self.loss_metric, *(m for m in super().metrics if m.name != "loss")]
+
+    def compile(self, optimizer="adam", loss=None, **kwargs):
+        """As ``keras.Model.compile``; the loss is the defense's and cannot be given."""
+        if loss is not None:
+            raise UserError(
+                f"RobustClassifier takes its loss from the defense. Received: loss={loss!r}. "
+                "Leave it out, or write a keras_emr defense."
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras skips compilation on loading where `compile` is overridden.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
+    ):
+        """As ``keras.Model.fit``. Data with a ``set_epoch`` method is told the epoch's number."""
+        tracker = EpochTracker(x if hasattr(x, "set_epoch") else None, self.seed)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(tracker)
+            tracker.set_model(self)
+        elif isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [tracker, callbacks]
+        else:
+            callbacks = [tracker, *(callbacks or [])]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def find_adversarial(self, network, x, y, training):
+        """Inner maximisation: adversarial images for a batch, or ``None`` without an attack."""
+        attack = self.attack if training else self.eval_attack
+        if attack is None or (training and not self.defense.needs_adversarial):
+            return None
+        logits_fn = network.frozen(training and self.attack_mode == "training")
+        objective = Objective(
+            logits_fn, attack.objective or "cross_entropy", x, y, unroll=self.jit_compile
+        )
+        sampler = StreamSampler(self.attack_seed if training else _VALIDATION_SEED)
+        return attack(objective, x, sampler)
+
+    def robust_step(self, x, y, sample_weight, training):
+        """The computation that every backend's ``train_step`` and ``test_step`` share.
+
+        Returns:
+            ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
+        """
+        x = ops.cast(x, keras.config.floatx())
+        y = ops.cast(ops.reshape(y, (-1,)), "int32")
+        network = Network(self.model)
+        x_adv = self.find_adversarial(network, x, y, training)
+
+        # Clean and adversarial images in passes of their own: in one batch they would share
+        # BatchNorm statistics, which is another algorithm.
+        clean = adversarial = None
+        if self.defense.needs_clean:
+            clean = self.model(x, training=training)
+        if x_adv is not None and (self.defense.needs_adversarial or not training):
+            adversarial = self.model(x_adv, training=training)
+        # Collected now: the next call of the model, inside a regularizer, clears them.
+        extra_losses = self.model.losses
+        shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
+        shown = losses.widen(shown)
+
+        per_example = self.defense.loss(y, clean, adversarial, self.epoch.value)
+        loss = self.mean_over_batch(y, per_example, sample_weight)
+        sampler = StreamSampler(self.regularizer_seed if training else _VALIDATION_SEED)
+        for regularizer, metric in zip(self.regularizers, self.regularizer_metrics, strict=True):
+            attacked = x_adv if self.defense.needs_adversarial else None
+            penalty = regularizer(network, x, attacked, y, sampler)
+            scale = regularizer.scale(self.epoch.value, ops.shape(x)[0])
+            loss = loss + scale * self.mean_over_batch(y, penalty, sample_weight)
+            metric.update_state(penalty, sample_weight)
+        for extra in extra_losses:
+            loss = loss + ops.cast(extra, loss.dtype)
+
+        self.loss_metric.update_state(loss, sample_weight=ops.shape(y)[0])
+        self.accuracy_metric.update_state(losses.correct(y, shown), sample_weight)
+        if adversarial is not None:
+            self.robust_accuracy_metric.update_state(losses.correct(y, adversarial), sample_weight)
+        logs = self.compute_metrics(x, y, shown, sample_weight)
+        if adversarial is None:
+            # An accuracy of 0 would be a lie: nothing was attacked.
+            logs.pop("robust_accuracy")
+        return loss, logs
+
+    # Keras keeps the state of seed generators out of weight files; without it a resumed run
+    # would repeat the noise of the first epochs.
+    def _seed_states(self):
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.non_trainable_variables if id(v) not in weights]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for i, variable in enumerate(self._seed_states()):
+            store[f"seed_{i}"] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        for i, variable in enumerate(self._seed_states()):
+            variable.assign(store[f"seed_{i}"])
+        super().load_own_variables(
+            {key: store[key] for key in store.keys() if not key.startswith("seed_")}
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "model": serialize(self.model),
+            "defense": serialize(self.defense),
+            "attack": serialize(self._given["attack"]),
+            "regularizers": [serialize(r) for r in self._given["regularizers"]],
+            "eval_attack": serialize(self._given["eval_attack"]),
+            "attack_mode": self.attack_mode,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        config = dict(config)
+        for key in ("model", "defense", "attack", "eval_attack"):
+            config[key] = deserialize(config[key])
+        config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
+        return cls(**config)
+
+
+def _default_eval_attack(attack):
+    """The training attack's strength, on cross-entropy from a uniform start."""
+    changes = {"objective": "cross_entropy", "start": "uniform"}
+    config = attack.get_config()
+    return type(attack)(**{**config, **{k: v for k, v in changes.items() if k in config}})

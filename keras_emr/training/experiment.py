@@ -1,0 +1,121 @@
+"""A training run on disk, from data to ``best.keras``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+
+from keras_emr.data.batches import TrainBatches
+from keras_emr.errors import UserError
+from keras_emr.training.callbacks import (
+    EffectiveMarginLogger,
+    Interrupted,
+    Recorder,
+    StopOnNonFinite,
+    StopOnSignal,
+)
+from keras_emr.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run left: its folder, its history, the best epoch's row and the monitored log."""
+
+    folder: RunFolder
+    history: list[dict]
+    best: dict
+    monitor: str
+
+    @property
+    def seconds(self) -> float:
+        """Time of all epochs: steps, validation, margins and saving, compilation included."""
+        return sum(row["seconds"] for row in self.history)
+
+
+def train(
+    classifier,
+    data,
+    folder,
+    *,
+    epochs,
+    batch_size=64,
+    seed=0,
+    resume=False,
+    stop=None,
+    callbacks=(),
+):
+    """Train ``classifier`` and keep the run in ``folder``.
+
+    ``best.keras`` is the epoch with the highest robust accuracy on the *validation* set (clean
+    accuracy for a defense without attack); the test set is never looked at. Both it and
+    ``last.keras`` are the plain inner model. The order of the examples is a function of
+    (seed, epoch).
+
+    Args:
+        classifier: compiled :class:`RobustClassifier`; with ``resume`` it is replaced by the one
+            in the checkpoint.
+        data: :class:`keras_emr.data.Dataset`.
+        folder: path of the run.
+        epochs: epochs in all, >= 1.
+        batch_size: full batches only; the remainder of an epoch is left out.
+        seed: of the order of the examples.
+        resume: continue after the last finished epoch found in ``folder``.
+        stop: a :class:`StopOnSignal` that the caller can trip.
+        callbacks: further Keras callbacks.
+
+    Returns:
+        :class:`TrainedRun`.
+
+    Raises:
+        UserError: bad arguments, or the folder has no checkpoint to resume.
+        TrainingDiverged: the loss became NaN or infinite; the last good epoch is kept.
+        Interrupted: ``stop`` was tripped; ``last.keras`` holds the weights of that moment.
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"epochs must be a whole number >= 1. Received: {epochs!r}.")
+    folder = RunFolder(folder)
+    folder.prepare()
+    rows = []
+    if resume and folder.state.exists():
+        classifier = keras.models.load_model(folder.state)
+        finished = int(classifier.epoch.value) + 1
+        rows = folder.read_history()[:finished]
+        if len(rows) < finished:
+            raise UserError(
+                f"history.jsonl does not match the checkpoint. Received: {len(rows)} epochs for a "
+                f"checkpoint of {finished}. Start again with --overwrite."
+            )
+        folder.write_history(rows)
+    attacked = classifier.defense.needs_adversarial
+    monitor = "val_robust_accuracy" if attacked else "val_accuracy"
+    recorder = Recorder(folder, monitor, rows)
+    evaluation = classifier.eval_attack
+    margins = (
+        [EffectiveMarginLogger(data.x_val, data.y_val, evaluation.epsilon, evaluation.norm)]
+        if evaluation
+        else []
+    )
+    # Order matters: a diverged epoch is never saved, and margins are logged before the recorder.
+    ordered = [StopOnNonFinite(), *margins, recorder, *callbacks, *([stop] if stop else [])]
+    if len(rows) < epochs:
+        try:
+            classifier.fit(
+                TrainBatches(data.x_train, data.y_train, batch_size, seed),
+                validation_data=(data.x_val, data.y_val),
+                validation_batch_size=_even_batches(len(data.x_val)),
+                epochs=epochs,
+                initial_epoch=len(rows),
+                shuffle=False,
+                verbose=0,
+                callbacks=ordered,
+            )
+        except Interrupted:
+            folder.save_model(classifier.model, folder.last)
+            raise
+    return TrainedRun(folder, recorder.rows, recorder.best, monitor)
+
+
+def _even_batches(n, largest=256):
+    """The batch size that splits ``n`` into equal batches, as far as it goes, up to ``largest``."""
+    return -(-n // -(-n // largest))

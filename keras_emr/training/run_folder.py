@@ -1,0 +1,124 @@
+"""A run on disk: ``config.yaml``, ``history.jsonl``, models, checkpoint, environment, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from keras_emr._version import __version__
+from keras_emr.errors import UserError
+
+_FILES = (
+    "config.yaml",
+    "history.jsonl",
+    "environment.json",
+    "best.keras",
+    "last.keras",
+    "checkpoints",
+    "report",
+    "baseline",
+)
+_PACKAGES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "numpy", "scikit-learn")
+
+
+class RunFolder:
+    """Paths of a run, and how its files are written: aside first, then renamed into place.
+
+    Args:
+        path: folder; made by :meth:`prepare`.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.history = self.path / "history.jsonl"
+        self.environment = self.path / "environment.json"
+        self.best = self.path / "best.keras"
+        self.last = self.path / "last.keras"
+        self.state = self.path / "checkpoints" / "state.keras"
+        self.report = self.path / "report" / "report.json"
+        self.baseline = self.path / "baseline"
+
+    def check(self, resume=False, overwrite=False):
+        """Raise :class:`UserError` if the folder cannot be used; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out: not a folder. Received: {str(self.path)!r}.")
+        used = self.path.is_dir() and any(self.path.iterdir())
+        if resume and not self.config.exists():
+            raise UserError(
+                f"out: no run to resume. Received: {str(self.path)!r}. Leave --resume out to start "
+                "one."
+            )
+        if used and not (resume or overwrite):
+            raise UserError(
+                f"out: the folder is not empty. Received: {str(self.path)!r}. Use --resume to go "
+                "on, --overwrite to start again, or another --out."
+            )
+        if used and overwrite and not self.config.exists():
+            raise UserError(
+                f"out: refusing to overwrite a folder that is not a run (no config.yaml). "
+                f"Received: {str(self.path)!r}. Choose another --out."
+            )
+
+    def prepare(self, overwrite=False):
+        """Make the folder; with ``overwrite`` delete a former run's files, and only those."""
+        if overwrite:
+            for name in _FILES:
+                old = self.path / name
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def write_text(path: Path, text: str):
+        """Write ``text`` so that readers see the old file or the new one, never a part."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.part")
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    @classmethod
+    def write_json(cls, path: Path, value):
+        cls.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    @staticmethod
+    def save_model(model, path: Path):
+        """``model.save`` that never leaves a damaged file under ``path``."""
+        aside = path.with_name(f".part-{path.name}")
+        model.save(aside)
+        os.replace(aside, path)
+
+    def read_history(self):
+        """One dictionary per finished epoch."""
+        if not self.history.exists():
+            return []
+        return [json.loads(line) for line in self.history.read_text().splitlines()]
+
+    def write_history(self, rows):
+        self.write_text(self.history, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def describe_environment(**extra):
+    """Versions and hardware, for ``environment.json``; ``extra`` adds seeds and the data's hash."""
+    versions = {"keras_emr": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    import keras
+
+    devices = keras.distribution.list_devices()
+    hardware = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "devices": devices,
+    }
+    return {"versions": versions, "hardware": hardware, **extra}
