@@ -1,0 +1,77 @@
+"""Saving and loading: the wrapper exactly, the inner model without keras_emr."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+from tests.builders import assert_same, images, network, snapshot
+
+import keras_emr as ke
+
+X, Y = images()
+
+
+def trained(model=None, defense=None):
+    keras.utils.set_random_seed(3)
+    robust = ke.RobustClassifier(
+        model or network(dropout=0.3),
+        defense or ke.MAIL("trades", burn_in=1, normalization="batch"),
+        attack=ke.PGD(0.1, steps=2),
+        regularizers=[
+            ke.EffectiveMarginRegularizer.preset("at-emr-released", weighting="rademacher")
+        ],
+        eval_attack=ke.FGSM(0.2),
+        seed=11,
+    )
+    robust.compile(keras.optimizers.Adam(1e-2))
+    robust.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    return robust
+
+
+def test_a_loaded_classifier_continues_bit_for_bit(tmp_path):
+    robust = trained()
+    robust.save(tmp_path / "c.keras")
+    loaded = keras.models.load_model(tmp_path / "c.keras")
+    np.testing.assert_array_equal(robust.predict(X, verbose=0), loaded.predict(X, verbose=0))
+    assert repr(loaded.defense) == repr(robust.defense)
+    assert repr(loaded.attack) == repr(robust.attack)
+    assert repr(loaded.eval_attack) == repr(robust.eval_attack)
+    histories = [
+        model.fit(
+            X, Y, batch_size=16, initial_epoch=2, epochs=4, shuffle=False, verbose=0
+        ).history
+        for model in (robust, loaded)
+    ]
+    assert histories[0] == histories[1]
+    assert_same(snapshot(robust.weights), snapshot(loaded.weights))
+    assert_same(snapshot(robust.optimizer.variables), snapshot(loaded.optimizer.variables))
+
+
+def test_saved_weights_reload(tmp_path):
+    robust = trained()
+    robust.save_weights(tmp_path / "c.weights.h5")
+    other = trained(network(dropout=0.3, seed=9))
+    other.load_weights(tmp_path / "c.weights.h5")
+    assert_same(snapshot(robust.weights), snapshot(other.weights))
+
+
+def test_inner_model_loads_where_keras_emr_is_not_installed(tmp_path):
+    robust = trained(ke.small_cnn((6, 6, 1), 3))
+    robust.model.save(tmp_path / "inner.keras")
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "z.npy", keras.ops.convert_to_numpy(robust.model(X, training=False)))
+    code = """
+import sys
+for name in ("keras_emr", "keras_emr_cli"):
+    sys.modules[name] = None
+import keras, numpy as np
+z = keras.models.load_model("inner.keras").predict(np.load("x.npy"), verbose=0)
+np.testing.assert_allclose(z, np.load("z.npy"), rtol=1e-5, atol=1e-6)
+print("logits agree")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
+    assert "logits agree" in done.stdout, done.stderr
