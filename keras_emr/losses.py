@@ -14,16 +14,25 @@ def widen(logits):
     return ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits
 
 
+def one_hot(index, like):
+    """Rows of ones and zeros in the shape and dtype of ``like`` (N, K).
+
+    Not ``ops.one_hot``: on torch that reads the indices back to check their range.
+    """
+    classes = ops.arange(like.shape[-1], dtype="int32")
+    return ops.cast(ops.equal(ops.cast(index, "int32")[:, None], classes[None, :]), like.dtype)
+
+
 def pick(values, index):
     """``values[i, index[i]]``: (N, K), (N,) -> (N,)."""
-    return ops.sum(values * ops.one_hot(index, values.shape[-1], dtype=values.dtype), axis=-1)
+    return ops.sum(values * one_hot(index, values), axis=-1)
 
 
 def runner_up(values, y):
     """Index of the largest entry that is not ``y``: (N, K), (N,) -> (N,). No gradient."""
     values = ops.stop_gradient(values)
-    true = ops.one_hot(y, values.shape[-1], dtype="bool")
-    return ops.argmax(ops.where(true, ops.full_like(values, -float("inf")), values), axis=-1)
+    others = ops.where(one_hot(y, values) > 0, -float("inf"), values)
+    return ops.argmax(others, axis=-1)
 
 
 def cross_entropy(y, logits):

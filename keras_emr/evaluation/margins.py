@@ -11,7 +11,7 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.attacks.geometry import norm as norm_of
 from keras_emr.evaluation.batching import in_batches
-from keras_emr.losses import pick, widen
+from keras_emr.losses import one_hot, pick, widen
 from keras_emr.network import Network
 
 
@@ -47,10 +47,10 @@ class MarginMeter:
     def _batch(self, x, y):
         logits, pullback = backend.vjp(lambda x: widen(self._network.frozen()(x)), x)
         classes = logits.shape[-1]
-        true = ops.one_hot(y, classes, dtype=logits.dtype)
+        true = one_hot(y, logits)
         smallest = {}
         for j in range(classes):
-            rival = ops.one_hot(ops.zeros_like(y) + j, classes, dtype=logits.dtype)
+            rival = one_hot(ops.zeros_like(y) + j, logits)
             gradient = pullback(true - rival)
             gap = pick(logits, y) - logits[:, j]
             for name, dual in (("l2", "l2"), ("linf", "l1")):
@@ -60,7 +60,7 @@ class MarginMeter:
                 smallest[name] = (
                     distance if name not in smallest else ops.minimum(smallest[name], distance)
                 )
-        predicted = ops.one_hot(ops.argmax(logits, axis=-1), classes, dtype=logits.dtype)
+        predicted = one_hot(ops.argmax(logits, axis=-1), logits)
         return smallest["l2"], smallest["linf"], norm_of(pullback(predicted), "l2")
 
     def __call__(self, x, y):

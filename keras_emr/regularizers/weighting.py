@@ -6,11 +6,7 @@ are constants: no gradient flows through them.
 
 from keras import ops
 
-from keras_emr.losses import runner_up
-
-
-def _one_hot(index, logits):
-    return ops.one_hot(index, logits.shape[-1], dtype=logits.dtype)
+from keras_emr.losses import one_hot, runner_up
 
 
 def softmax(logits, y, temperature, sampler):
@@ -18,15 +14,15 @@ def softmax(logits, y, temperature, sampler):
 
 
 def predicted(logits, y, temperature, sampler):
-    return [(_one_hot(ops.argmax(logits, axis=-1), logits), 1.0)]
+    return [(one_hot(ops.argmax(logits, axis=-1), logits), 1.0)]
 
 
 def true(logits, y, temperature, sampler):
-    return [(_one_hot(y, logits), 1.0)]
+    return [(one_hot(y, logits), 1.0)]
 
 
 def sampled(logits, y, temperature, sampler):
-    return [(_one_hot(sampler.categorical(logits / temperature), logits), 1.0)]
+    return [(one_hot(sampler.categorical(logits / temperature), logits), 1.0)]
 
 
 def uniform(logits, y, temperature, sampler):
@@ -34,7 +30,7 @@ def uniform(logits, y, temperature, sampler):
 
 
 def runner_up_difference(logits, y, temperature, sampler):
-    return [(_one_hot(y, logits) - _one_hot(runner_up(logits, y), logits), 1.0)]
+    return [(one_hot(y, logits) - one_hot(runner_up(logits, y), logits), 1.0)]
 
 
 def rademacher(logits, y, temperature, sampler):
@@ -53,7 +49,7 @@ def exact(logits, y, temperature, sampler):
     """Every class in turn: the squared Frobenius norm of the Jacobian. K backward passes."""
     classes = range(logits.shape[-1])
     labels = ops.zeros_like(ops.argmax(logits, axis=-1))
-    return [(_one_hot(labels + k, logits), 1.0) for k in classes]
+    return [(one_hot(labels + k, logits), 1.0) for k in classes]
 
 
 RULES = {

@@ -1,0 +1,41 @@
+"""One tiny data file and one tiny run, shared by every test of the command line."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cli.harness import TINY, shell, write_data
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """An empty working directory, no KERAS_EMR_ variables, and the environment restored."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("KERAS_EMR_"):
+            del os.environ[name]
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Path of an .npz file: 60 + 20 images 8x8x1, 2 classes."""
+    return write_data(tmp_path_factory.mktemp("data") / "toy.npz")
+
+
+@pytest.fixture(scope="session")
+def run(data, tmp_path_factory):
+    """A finished run of two epochs and its baseline, trained by a process with ``--json``."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = [
+        *("train", *TINY, "--data", data, "--epochs", 2, "--epsilon", "8/255", "--seed", 7),
+        *("--baseline", "--out", "toy-run", "--json"),
+    ]
+    result = shell(*arguments, cwd=folder)
+    assert result.code == 0, result.err
+    return SimpleNamespace(path=folder / "toy-run", result=result, arguments=arguments)
