@@ -62,5 +62,9 @@ class Network:
 
     def live(self, training=False):
         """``x -> logits`` whose gradients reach the weights as well."""
-        values = [v.value for v in self.model.variables]
+        # On JAX a BatchNorm statistic that this step has just updated is a function of the weights:
+        # without the stop, gradients would flow through it, as on no other backend.
+        values = [
+            v.value if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
+        ]
         return lambda x: self._call(values, x, training)

@@ -1,7 +1,7 @@
 """Data sets as checked NumPy arrays, and the batches that ``fit`` and ``evaluate`` read.
 
-Importing this package imports neither keras nor scikit-learn: the two batch classes, which are
-``keras.utils.PyDataset``, are loaded on first use.
+Importing this package imports neither keras nor scikit-learn: ``TrainBatches``, a
+``keras.utils.PyDataset``, is loaded on first use.
 """
 
 from keras_emr.data.dataset import Dataset
@@ -11,7 +11,6 @@ from keras_emr.data.split import stratified_split
 
 __all__ = [
     "Dataset",
-    "EvalBatches",
     "TrainBatches",
     "available",
     "epoch_order",
@@ -21,8 +20,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ("TrainBatches", "EvalBatches"):
-        from keras_emr.data import batches
+    if name == "TrainBatches":
+        from keras_emr.data.batches import TrainBatches
 
-        return getattr(batches, name)
+        return TrainBatches
     raise AttributeError(f"module 'keras_emr.data' has no attribute {name!r}")

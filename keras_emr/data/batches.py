@@ -1,4 +1,4 @@
-"""Batches for ``fit`` and ``evaluate``: one shape for ever, so that nothing is compiled twice."""
+"""Training batches: one shape for ever, so that nothing is compiled twice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import numpy as np
 
 from keras_emr.data.order import epoch_order
 from keras_emr.errors import UserError
-
-__all__ = ["EvalBatches", "TrainBatches", "epoch_order"]
 
 
 class TrainBatches(keras.utils.PyDataset):
@@ -53,38 +51,6 @@ class TrainBatches(keras.utils.PyDataset):
         return self.x[chosen], self.y[chosen]
 
 
-class EvalBatches(keras.utils.PyDataset):
-    """Every example once, in order; the last batch is filled up with copies that weigh nothing.
-
-    Weighted sums over all batches are exact. In Keras that means: ``weighted_metrics``, not
-    ``metrics``, in ``compile``; and the loss as one of them, for the ``loss`` that ``evaluate``
-    reports weighs every batch by its rows, copies included.
-
-    Args:
-        x: images (N, H, W, C).
-        y: labels (N,).
-        batch_size: int >= 1.
-
-    Raises:
-        UserError: no examples, lengths that differ, or a bad batch size.
-    """
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, batch_size: int):
-        super().__init__(workers=1)
-        self.batch_size = _check(x, y, batch_size)
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``(x, y, w)`` of batch ``index``: w is float32 (batch_size,), 1 or, for a copy, 0."""
-        start = _start(self, index)
-        rows = np.arange(start, start + self.batch_size)
-        chosen = np.minimum(rows, len(self.x) - 1)
-        return self.x[chosen], self.y[chosen], (rows < len(self.x)).astype(np.float32)
-
-
 def _check(x: np.ndarray, y: np.ndarray, batch_size: int) -> int:
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise UserError(f"batch_size must be a whole number >= 1. Received: {batch_size!r}.")
@@ -96,7 +62,7 @@ def _check(x: np.ndarray, y: np.ndarray, batch_size: int) -> int:
     return int(batch_size)
 
 
-def _start(batches: TrainBatches | EvalBatches, index: int) -> int:
+def _start(batches: TrainBatches, index: int) -> int:
     if not 0 <= index < len(batches):
         raise IndexError(f"batch {index} of {len(batches)}")
     return index * batches.batch_size

@@ -7,7 +7,7 @@ from keras_emr.defenses.base import Defense
 
 @register
 class Standard(Defense):
-    """``CE(z(x), y)``."""
+    """Standard training, the baseline: ``CE(z(x), y)`` on clean images, no attack."""
 
     name = "standard"
     needs_clean = True

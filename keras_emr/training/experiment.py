@@ -13,7 +13,6 @@ from keras_emr.training.callbacks import (
     Interrupted,
     Recorder,
     StopOnNonFinite,
-    StopOnSignal,
 )
 from keras_emr.training.run_folder import RunFolder
 

@@ -1,10 +1,9 @@
 """The order of an epoch, and the batches made of it."""
 
-import keras
 import numpy as np
 import pytest
 
-from keras_emr.data import EvalBatches, TrainBatches, epoch_order
+from keras_emr.data import TrainBatches, epoch_order
 from keras_emr.errors import UserError
 
 X = np.arange(23, dtype=np.float32).reshape(23, 1, 1, 1)
@@ -62,65 +61,25 @@ def test_fewer_examples_than_a_batch():
     assert sorted(batches[0][0].ravel()) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("size", "batch", "count"), [(23, 8, 3), (24, 8, 3), (1, 8, 1), (23, 1, 23)]
-)
-def test_evaluation_batches_weigh_every_example_once(size, batch, count):
-    x, y = np.resize(X, (size, 1, 1, 1)), np.resize(Y, size)
-    batches = EvalBatches(x, y, batch)
-    got = list(batches)
-    assert len(batches) == len(got) == count
-    for arrays in got:
-        assert [array.shape for array in arrays] == [(batch, 1, 1, 1), (batch,), (batch,)]
-        assert arrays[2].dtype == np.float32
-    xs, ys, ws = (np.concatenate(column) for column in zip(*got, strict=True))
-    assert ws.tolist() == [1] * size + [0] * (count * batch - size)
-    np.testing.assert_array_equal(xs[:size], x)
-    np.testing.assert_array_equal(ys[:size], y)
-    assert (xs[size:] == x[-1]).all() and (ys[size:] == y[-1]).all()
-
-
-def test_keras_weighted_metrics_over_padded_batches_are_exact():
-    # The "logits" are fixed by x: class x % 5. Right where 7 x % 5 == x % 5, that is, x % 5 == 0.
-    layer = keras.layers.Dense(5, use_bias=False)
-    model = keras.Sequential([keras.layers.Input((5,)), layer])
-    layer.set_weights([np.eye(5, dtype=np.float32)])
-    model.compile(
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),  # evaluate wants one
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="ce"),
-        ],
-    )
-    logits = np.eye(5, dtype=np.float32)[np.arange(23) % 5]
-    got = model.evaluate(EvalBatches(logits, Y, 8), verbose=0, return_dict=True)
-    right = (logits.argmax(1) == Y).sum()
-    assert right == 5
-    assert got["accuracy"] == pytest.approx(5 / 23, abs=1e-7)
-    expected = np.log(np.e + 4) - right / 23  # log-sum-exp of a one-hot row, less its true logit
-    assert got["ce"] == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize("index", [-1, 3, 100])
 def test_no_such_batch(index):
-    for batches in (EvalBatches(X, Y, 8), TrainBatches(X, Y, 7, 0)):
-        assert len(batches) == 3
-        with pytest.raises(IndexError):
-            batches[index]
+    batches = TrainBatches(X, Y, 7, 0)
+    assert len(batches) == 3
+    with pytest.raises(IndexError):
+        batches[index]
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.0, None, "8"])
 def test_bad_batch_size(size):
-    for make in (lambda: EvalBatches(X, Y, size), lambda: TrainBatches(X, Y, size, 0)):
-        with pytest.raises(UserError) as caught:
-            make()
-        assert str(caught.value) == f"batch_size must be a whole number >= 1. Received: {size!r}."
+    with pytest.raises(UserError) as caught:
+        TrainBatches(X, Y, size, 0)
+    assert str(caught.value) == f"batch_size must be a whole number >= 1. Received: {size!r}."
 
 
 @pytest.mark.parametrize(("n_x", "n_y"), [(0, 0), (23, 22)])
 def test_bad_lengths(n_x, n_y):
     with pytest.raises(UserError) as caught:
-        EvalBatches(X[:n_x], Y[:n_y], 4)
+        TrainBatches(X[:n_x], Y[:n_y], 4)
     assert str(caught.value) == (
         "batches: one label for each image is needed, and at least one image."
         f" Received: {n_x} images and {n_y} labels."

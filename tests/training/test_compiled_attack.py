@@ -2,12 +2,12 @@
 
 import keras
 import pytest
-from tests.builders import images, network
 
 import keras_emr as ke
 from keras_emr.attacks.base import Objective
 from keras_emr.network import Network
 from keras_emr.sampling import StreamSampler
+from tests.builders import images, network
 
 X, Y = images()
 BACKEND = keras.backend.backend()

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from tests.builders import assert_same, images, network, snapshot
 
 import keras_emr as ke
 from keras_emr.attacks.base import Objective
 from keras_emr.network import Network
 from keras_emr.sampling import StreamSampler
+from tests.builders import assert_same, images, network, snapshot
 
 X, Y = images()
 
@@ -16,7 +16,9 @@ X, Y = images()
 def classifier(defense, model, emr=None, epsilon=0.1, **options):
     attack = None if defense == "standard" else ke.PGD(epsilon, steps=3)
     regularizers = [] if emr is None else [ke.EffectiveMarginRegularizer(emr)]
-    robust = ke.RobustClassifier(model, defense, attack=attack, regularizers=regularizers, **options)
+    robust = ke.RobustClassifier(
+        model, defense, attack=attack, regularizers=regularizers, **options
+    )
     robust.compile(keras.optimizers.Adam(1e-2))
     robust.optimizer.build(robust.trainable_variables)
     return robust

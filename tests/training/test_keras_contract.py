@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from tests.builders import assert_same, images, network, snapshot
 
 import keras_emr as ke
+from tests.builders import assert_same, images, network, snapshot
 
 TORCH = keras.backend.backend() == "torch"
 X, Y = images()

@@ -6,9 +6,9 @@ import sys
 
 import keras
 import numpy as np
-from tests.builders import assert_same, images, network, snapshot
 
 import keras_emr as ke
+from tests.builders import assert_same, images, network, snapshot
 
 X, Y = images()
 
@@ -39,9 +39,7 @@ def test_a_loaded_classifier_continues_bit_for_bit(tmp_path):
     assert repr(loaded.attack) == repr(robust.attack)
     assert repr(loaded.eval_attack) == repr(robust.eval_attack)
     histories = [
-        model.fit(
-            X, Y, batch_size=16, initial_epoch=2, epochs=4, shuffle=False, verbose=0
-        ).history
+        model.fit(X, Y, batch_size=16, initial_epoch=2, epochs=4, shuffle=False, verbose=0).history
         for model in (robust, loaded)
     ]
     assert histories[0] == histories[1]

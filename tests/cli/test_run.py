@@ -1,0 +1,274 @@
+"""A finished run: its files, its figures, and that they can be had again."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_emr
+from keras_emr.data import load
+from tests.cli.harness import TINY, call, history, python, shell, weights, write_data
+
+DRIVER = """
+import contextlib, io, json, sys
+from keras_emr_cli.main import main
+ends = []
+for arguments in json.loads(sys.argv[1]):
+    caught = io.StringIO()
+    with contextlib.redirect_stderr(caught), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(arguments)
+        except SystemExit as stop:
+            ends.append([stop.code, caught.getvalue()])
+print(json.dumps(ends))
+"""
+
+USE_WITHOUT_US = """
+import json, sys
+sys.modules["keras_emr"] = sys.modules["keras_emr_cli"] = None
+import keras, numpy as np
+x = np.load(sys.argv[1])["x_test"]
+print(json.dumps([keras.saving.load_model(path)(x).tolist() for path in sys.argv[2:]]))
+"""
+
+
+def report(run):
+    return json.loads((run.path / "report" / "report.json").read_text())
+
+
+def environment(run):
+    return json.loads((run.path / "environment.json").read_text())
+
+
+def test_the_files_of_a_run(run):
+    files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    own = ["history.jsonl", "best.keras", "last.keras", "checkpoints/state.keras"]
+    whole = ["config.yaml", "environment.json", "report/report.json"]
+    assert files == {*own, *whole, *(f"baseline/{name}" for name in own)}
+
+
+def test_json_is_all_there_is_on_stdout(run):
+    assert json.loads(run.result.out) == report(run)
+    lines = run.result.err.splitlines()
+    assert len(lines) == 4
+    for line, start in zip(
+        lines,
+        [f"{title}  epoch {i}/2  " for title in ("trades + EMR", "standard") for i in (1, 2)],
+        strict=True,
+    ):
+        assert line.startswith(start)
+    assert "val_robust_accuracy" in lines[0]
+
+
+def test_history(run):
+    rows = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    metrics = ("loss", "accuracy", "robust_accuracy", "emr")
+    margins = ("effective_margin_l2", "effective_margin_linf", "share_above_epsilon")
+    expected = {"epoch", "seconds", *metrics, *(f"val_{name}" for name in metrics + margins)}
+    for row in rows:
+        assert set(row) == {*expected, "val_effective_weight_norm"}
+        assert all(np.isfinite(value) for value in row.values())
+        assert row["emr"] > 0 and row["val_emr"] > 0 and row["seconds"] > 0
+        for share in ("accuracy", "robust_accuracy", "val_accuracy", "val_robust_accuracy"):
+            assert 0 <= row[share] <= 1
+        assert row["val_robust_accuracy"] <= row["val_accuracy"]
+
+
+def test_environment(run, data):
+    found = environment(run)
+    assert found["versions"]["keras_emr"] == keras_emr.__version__
+    assert found["versions"]["keras"] == keras.__version__
+    assert {"python", "numpy", "tensorflow"} <= set(found["versions"])
+    assert found["hardware"]["devices"] and found["hardware"]["cpu_cores"] >= 1
+    assert (found["backend"], found["seed"], found["split_seed"]) == ("tensorflow", 7, 0)
+    assert (found["data"], found["data_sha256"]) == ("toy", load(data).fingerprint)
+
+
+def test_config_repeats_the_run(capfd, run):
+    """``--config RUN/config.yaml`` gives the settings that the run's own flags gave."""
+    flags = [str(a) for a in run.arguments[1:] if a != "--json"]
+    settings = []
+    for arguments in (flags, ["--config", run.path / "config.yaml"]):
+        result = call(capfd, "config", "show", "--json", *arguments)
+        assert (result.code, result.err) == (0, "")
+        shown = json.loads(result.out)
+        shown.pop("out")
+        settings.append({name: row["value"] for name, row in shown.items()})
+    assert settings[0] == settings[1] == report(run)["settings"]
+
+
+def test_epsilon_is_written_as_it_was_given(capfd, run):
+    assert "epsilon: 8/255\n" in (run.path / "config.yaml").read_text()
+    assert report(run)["settings"]["epsilon"] == "8/255"
+    assert report(run)["results"][0]["attack"]["epsilon"] == 8 / 255
+    result = call(capfd, "evaluate", run.path, "--steps", 1, "--restarts", 1)
+    assert "linf, epsilon 8/255; seed 0" in result.out
+
+
+def test_report(run):
+    results = report(run)["results"]
+    assert [(r["model"], r["checkpoint"]) for r in results[:2]] == [
+        ("standard", "best"),
+        ("trades + EMR", "best"),
+    ]
+    rows = history(run.path)
+    best = max(rows, key=lambda row: row["val_robust_accuracy"])
+    assert results[1]["epoch"] == best["epoch"]
+    assert results[1]["chosen_by"] == "val_robust_accuracy"
+    for result in results:
+        attack = result["attack"]
+        assert (attack["name"], attack["norm"], attack["steps"]) == ("pgd", "linf", 2)
+        assert (attack["restarts"], attack["start"]) == (1, "uniform")
+        assert (result["n"], result["seed"], result["bn_mode"]) == (20, 7, "inference")
+        assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1
+        assert result["max_perturbation"] <= 8 / 255 + 1e-6
+
+
+def test_evaluate_finds_what_the_report_says(capfd, run):
+    attack = ("--steps", 2, "--restarts", 1, "--seed", 7, "--json")
+    rows = [r for r in report(run)["results"] if r["model"] == "trades + EMR"]
+    for row in rows:
+        result = call(capfd, "evaluate", run.path, *attack, "--checkpoint", row["checkpoint"])
+        assert (result.code, result.err) == (0, "")
+        (card,) = json.loads(result.out)["results"]
+        for key in ("accuracy", "robust_accuracy", "n", "max_perturbation", "attack", "margins"):
+            assert card[key] == row[key]
+
+
+def test_evaluate_several_attacks_on_the_first_images(capfd, run, data):
+    path = run.path / "last.keras"
+    arguments = ["--data", data, "--epsilon", "8/255", "--attacks", "pgd, fgsm,bim", "--steps", 2]
+    result = call(capfd, "evaluate", path, *arguments, "--n-examples", 5, "--json")
+    assert (result.code, result.err) == (0, "")
+    cards = json.loads(result.out)["results"]
+    assert [card["attack"]["name"] for card in cards] == ["pgd", "fgsm", "bim"]
+    assert [card["n"] for card in cards] == [5, 5, 5]
+
+
+def test_evaluate_a_network_for_images_of_any_size(capfd, tmp_path, data):
+    layers = keras.layers
+    stack = [keras.Input((None, None, 1)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D()]
+    keras.Sequential([*stack, layers.Dense(2)]).save("any.keras")
+    arguments = ["--data", data, "--epsilon", "0.1", "--steps", 1, "--restarts", 1, "--json"]
+    result = call(capfd, "evaluate", "any.keras", *arguments)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["results"][0]["n"] == 20
+
+
+def test_a_finished_run_can_be_asked_again(capfd, run):
+    """Nothing is left to train; the files stay, the report is the same but for the times."""
+    weights_before = (run.path / "best.keras").read_bytes()
+    result = call(capfd, "train", "--resume", "--out", run.path, "--json")
+    assert result.code == 0, result.err
+    again, first = json.loads(result.out), json.loads(run.result.out)
+    for results in (again["results"], first["results"]):
+        for row in results:
+            row.pop("seconds")
+    assert again["results"] == first["results"]
+    assert (run.path / "best.keras").read_bytes() == weights_before
+    assert len(history(run.path)) == 2
+
+
+def test_models_work_without_keras_emr(run, data, tmp_path):
+    """In a process that cannot import it, and on another backend than they were trained with."""
+    cnn = keras_emr.small_cnn((8, 8, 1), 2)
+    for variable in cnn.trainable_variables:
+        variable.assign(np.random.default_rng(1).normal(0, 0.1, variable.shape))
+    cnn.save("cnn.keras")
+    paths = [run.path / "best.keras", run.path / "last.keras", tmp_path / "cnn.keras"]
+    result = python("-c", USE_WITHOUT_US, data, *paths, KERAS_BACKEND="jax")
+    assert result.code == 0, result.err
+    x = np.load(data)["x_test"]
+    for path, found in zip(paths, json.loads(result.out), strict=True):
+        expected = keras.saving.load_model(path)(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(np.sum(found, axis=-1), 1)
+
+
+# --- the same command again, and in two parts
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "jax", "torch"])
+def twins(request, tmp_path_factory):
+    """Two processes train the same models: the folder with their runs, and how each call ended.
+
+    In the first: ``mlp-1``, ``cnn-whole`` (3 epochs), ``cnn-parts`` (1 epoch). In the second:
+    ``mlp-2``, ``cnn-parts`` resumed to 3 epochs, ``nan``.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    data = write_data(folder / "three.npz", classes=3)
+    common = [*TINY, "--data", data.name, "--backend", request.param, "--seed", "3"]
+    # Dropout, the attack's start and the regularizer's signs: every kind of noise there is.
+    cnn = ["--model", "small-cnn", "--emr-weighting", "rademacher", "--emr-decay-epochs", "2"]
+    diverging = ["--optimizer", "sgd", "--learning-rate", "1e30"]
+    processes = [
+        [
+            ["train", *common, "--epochs", "2", "--out", "mlp-1"],
+            ["train", *common, *cnn, "--epochs", "3", "--out", "cnn-whole"],
+            ["train", *common, *cnn, "--epochs", "1", "--out", "cnn-parts"],
+        ],
+        [
+            ["train", *common, "--epochs", "2", "--out", "mlp-2"],
+            ["train", "--out", "cnn-parts", "--resume", "--epochs", "3"],
+            ["train", *common, *diverging, "--out", "nan", "--quiet"],
+        ],
+    ]
+    ends = []
+    for arguments in processes:
+        result = python("-c", DRIVER, json.dumps(arguments), cwd=folder)
+        assert result.code == 0, result.err
+        ends.append(json.loads(result.out))
+    return folder, ends
+
+
+def test_the_same_command_gives_the_same_history(twins):
+    folder, ends = twins
+    assert ends[0][0][0] == ends[1][0][0] == 0
+    assert history(folder / "mlp-1") == history(folder / "mlp-2")
+    assert len(history(folder / "mlp-1")) == 2
+    for a, b in zip(
+        weights(folder / "mlp-1/last.keras"), weights(folder / "mlp-2/last.keras"), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(twins):
+    folder, ends = twins
+    assert [ends[0][1][0], ends[0][2][0], ends[1][1][0]] == [0, 0, 0], ends
+    whole, parts = history(folder / "cnn-whole"), history(folder / "cnn-parts")
+    assert [row["epoch"] for row in parts] == [1, 2, 3]
+    assert parts == whole
+    for name in ("last.keras", "best.keras", "checkpoints/state.keras"):
+        pairs = zip(
+            weights(folder / "cnn-whole" / name), weights(folder / "cnn-parts" / name), strict=True
+        )
+        for a, b in pairs:
+            np.testing.assert_array_equal(a, b)
+    epochs_shown = [line.split("epoch ")[1][:3] for line in ends[1][1][1].splitlines()]
+    assert epochs_shown == ["2/3", "3/3"]
+
+
+def test_the_noise_differs_from_epoch_to_epoch(twins):
+    folder, _ = twins
+    rows = history(folder / "cnn-whole")
+    assert len({row["emr"] for row in rows}) == 3
+
+
+def test_divergence_is_one_line_that_names_step_and_epoch(twins):
+    folder, ends = twins
+    code, err = ends[1][2]
+    assert code == 1
+    assert err.count("\n") == 1 and err.startswith("Error: loss became ")
+    assert " at step " in err and " of epoch 1." in err and "learning rate" in err
+    assert not (folder / "nan" / "last.keras").exists()
+
+
+def test_the_stored_config_trains_the_same_model(run, tmp_path):
+    """A second process, from the stored config alone, trains the same weights."""
+    again = ["train", "--config", run.path / "config.yaml", "--out", "again", "--no-baseline"]
+    result = shell(*again, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert history(tmp_path / "again") == history(run.path)
+    assert "linf, epsilon 8/255; seed 7; tensorflow" in result.out

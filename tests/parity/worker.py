@@ -1,0 +1,119 @@
+"""One backend's numbers from given arrays: ``worker.py IN.npz OUT.npz``.
+
+Run with KERAS_BACKEND set; ``test_parity.py`` compares what the backends wrote.
+"""
+
+import sys
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_emr as ke
+from keras_emr import backend
+from keras_emr.attacks.base import Objective
+from keras_emr.defenses import DEFENSES, get_defense
+from keras_emr.network import Network
+
+EPSILON = 0.1
+EMR = [
+    {"weighting": "softmax"},
+    {"weighting": "runner_up_difference", "norm": "l1", "power": 1},
+    {"weighting": "exact", "center": True},
+    {"weighting": "predicted", "estimator": "finite_difference"},
+]
+
+
+class Given:
+    """A sampler that returns stored noise, so that every backend starts at the same point."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def uniform(self, shape, low=-1.0, high=1.0):
+        return keras.ops.convert_to_tensor(self.given["uniform"])
+
+    def normal(self, shape):
+        return keras.ops.convert_to_tensor(self.given["normal"])
+
+
+def build():
+    return keras.Sequential(
+        [
+            keras.Input((10, 10, 1)),
+            layers.Conv2D(6, 3),
+            layers.BatchNormalization(),
+            layers.Activation("relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(8, 3, activation="tanh"),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+
+
+def fresh(given):
+    model = build()
+    model.set_weights([given[f"w{i}"] for i in range(len(model.weights))])
+    return model
+
+
+class FixedAttack(ke.PGD):
+    """PGD from stored noise: the whole step can be compared, attack included."""
+
+    given = None
+
+    def __call__(self, objective, x, sampler):
+        return super().__call__(objective, x, Given(self.given))
+
+
+def main(source, target):
+    given = dict(np.load(source))
+    FixedAttack.given = given
+    x, y = keras.ops.convert_to_tensor(given["x"]), keras.ops.convert_to_tensor(given["y"])
+    x_adv = keras.ops.convert_to_tensor(given["x_adv"])
+    out = {}
+
+    def keep(name, value):
+        out[name] = np.array(keras.ops.convert_to_numpy(value))
+
+    model = fresh(given)
+    network = Network(model)
+    clean, adversarial = network.frozen()(x), network.frozen()(x_adv)
+    for name in DEFENSES.names:
+        keep(f"loss/{name}", get_defense(name).loss(y, clean, adversarial, 100))
+    for i, options in enumerate(EMR):
+        penalty = ke.EffectiveMarginRegularizer(**options)
+        kind = "emr_difference" if options.get("estimator") else "emr"
+        keep(f"{kind}/{i}", penalty(network, x, x_adv, y, None))
+    for name in ("cross_entropy", "kl", "margin"):
+        objective = Objective(network.frozen(), name, x, y)
+        keep(f"gradient/{name}", objective.gradient(x_adv))
+        attack = ke.PGD(EPSILON, steps=1, start="uniform")
+        state = attack.begin(x, Given(given))
+        keep(f"sign/{name}", attack.step(objective, x, state)[0] - x)
+    margins = ke.effective_margins(model, given["x"], given["y"])
+    keep("margins/l2", margins.l2)
+    keep("margins/linf", margins.linf)
+
+    for name in DEFENSES.names:
+        model = fresh(given)
+        # One optimizer step, from adversarial images that no backend may round differently.
+        attack = None if name == "standard" else FixedAttack(EPSILON, steps=1, step_size=0.0)
+        robust = ke.RobustClassifier(
+            model,
+            name,
+            attack=attack and attack.with_defaults(start="uniform"),
+            regularizers=[ke.EffectiveMarginRegularizer(0.1)],
+        )
+        robust.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        history = robust.fit(given["x"], given["y"], batch_size=64, shuffle=False, verbose=0)
+        keep(f"step_loss/{name}", history.history["loss"][0])
+        for i, weight in enumerate(model.weights):
+            keep(f"step/{name}/{i}", weight.value)
+    keep("backend", np.array(backend.NAME))
+    np.savez(target, **out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
