@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from keras_emr._version import __version__
+from keras_emr._version import __version__ as __version__
 
 _HOME = {
     "RobustClassifier": "keras_emr.training.classifier",

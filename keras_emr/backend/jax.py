@@ -76,16 +76,16 @@ class StepMixin:
         """``robust_step`` as a pure function: ``(scaled loss, (logs, new state))``."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         groups = (self.trainable_variables, self.non_trainable_variables, self.metrics_variables)
-        mapping = [
-            pair for refs, values in zip(groups, state, strict=True) for pair in zip(refs, values)
-        ]
         if training:
-            mapping += zip(self.optimizer.variables, optimizer_variables)
+            groups, state = (*groups, self.optimizer.variables), (*state, optimizer_variables)
+        mapping = []
+        for variables, values in zip(groups, state, strict=True):
+            mapping += zip(variables, values, strict=True)
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             loss, logs = self.robust_step(x, y, sample_weight, training=training)
             if training:
                 loss = self.optimizer.scale_loss(loss)
-        new_state = [[scope.get_current_value(v) for v in group] for group in groups[1:]]
+        new_state = [[scope.get_current_value(v) for v in group] for group in groups[1:3]]
         return loss, (logs, new_state)
 
     def train_step(self, state, data):

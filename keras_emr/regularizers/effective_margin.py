@@ -169,7 +169,7 @@ class EffectiveMarginRegularizer:
         return ops.square(size) if self.power == 2 else size
 
     def _finite_differences(self, network, x, y, sampler, training):
-        """``((c.z(x + h d) - c.z(x)) / h)^power`` along the direction ``d`` that attains the norm."""
+        """``((c.z(x + h d) - c.z(x)) / h)^power``, ``d`` the direction that attains the norm."""
         live, frozen = network.live(training), network.frozen(training)
         here = widen(live(x))
         pairs = cotangents(self.weighting, here, y, self.temperature, self.center, sampler)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_emr import BIM, FGSM, PGD, evaluate_attack
+from keras_emr import PGD, evaluate_attack
 from keras_emr.sampling import ExampleSampler
 from tests.golden import reference as ref
 
@@ -32,11 +32,9 @@ def predictions(weights, x):
     "attack",
     [
         PGD(0.08, steps=4, restarts=2),
-        PGD(0.15, "l2", steps=4, restarts=2),
-        PGD(0.08, steps=4, start="gaussian", objective="margin"),
-        FGSM(0.08),
+        PGD(0.15, "l2", steps=4, restarts=2, objective="margin"),
     ],
-    ids=["linf", "l2", "margin", "fgsm"],
+    ids=["linf", "l2-margin"],
 )
 def test_batch_size_does_not_matter_and_flags_are_right(attack):
     model, weights, x, y = trained_like()
@@ -71,11 +69,10 @@ def test_order_and_company_do_not_matter():
     assert np.abs(again.x_adv - together.x_adv).max() > 1e-3
 
 
-@pytest.mark.parametrize("cls", [PGD, BIM, FGSM])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_epsilon_zero_is_the_clean_accuracy(cls, norm):
+def test_epsilon_zero_is_the_clean_accuracy(norm):
     model, weights, x, y = trained_like()
-    result = evaluate_attack(model, cls(0.0, norm), x, y)
+    result = evaluate_attack(model, PGD(0.0, norm, steps=3, restarts=2), x, y)
     assert np.array_equal(result.x_adv, x)
     assert result.robust_accuracy == result.accuracy == (predictions(weights, x) == y).mean()
     assert result.max_perturbation == 0
