@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-
-import keras
 from keras import ops
 
 from keras_emr import backend, losses
-from keras_emr.attacks.geometry import NORMS
-from keras_emr.errors import UserError
+from keras_emr.geometry import NORMS
+from keras_emr.part import Part, non_negative, one_of, whole
 
 OBJECTIVES = ("cross_entropy", "kl", "margin")
 
@@ -51,7 +48,7 @@ class Objective:
         return backend.value_and_grad(value, x)[2]
 
 
-class Attack:
+class Attack(Part):
     """An inner maximiser: ``attack(objective, x, sampler) -> x_adv``.
 
     One attack serves training and evaluation. A subclass gives ``begin`` (the first state, a
@@ -70,23 +67,11 @@ class Attack:
     name = "attack"
 
     def __init__(self, epsilon, norm="linf", steps=10, restarts=1, objective=None):
-        if not (isinstance(epsilon, (int, float)) and 0 <= epsilon < float("inf")):
-            raise UserError(f"epsilon must be a number >= 0. Received: {epsilon!r}.")
-        if norm not in NORMS:
-            raise UserError(f"unknown norm. Received: {norm!r}. Expected one of: linf, l2.")
-        for field, value in (("steps", steps), ("restarts", restarts)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{field} must be a whole number >= 1. Received: {value!r}.")
-        if objective is not None and objective not in OBJECTIVES:
-            raise UserError(
-                f"unknown objective. Received: {objective!r}. "
-                f"Expected one of: {', '.join(OBJECTIVES)}."
-            )
-        self.epsilon = float(epsilon)
-        self.norm = norm
-        self.steps = steps
-        self.restarts = restarts
-        self.objective = objective
+        self.epsilon = non_negative("epsilon", epsilon)
+        self.norm = one_of("norm", norm, NORMS)
+        self.steps = whole("steps", steps, 1)
+        self.restarts = whole("restarts", restarts, 1)
+        self.objective = one_of("objective", objective, (None, *OBJECTIVES))
 
     def begin(self, x, sampler):
         """First state: a tuple of tensors, the current image first."""
@@ -143,20 +128,3 @@ class Attack:
             if key in config and config[key] is None:
                 config[key] = value
         return type(self)(**config)
-
-    def get_config(self):
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name != "self"}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def __repr__(self):
-        options = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
-        return f"{type(self).__name__}({options})"
-
-
-def register(cls):
-    """Make an attack, defense or regularizer part of saved models."""
-    return keras.saving.register_keras_serializable("keras_emr")(cls)

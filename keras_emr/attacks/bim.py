@@ -2,8 +2,8 @@
 
 import math
 
-from keras_emr.attacks.base import register
 from keras_emr.attacks.pgd import PGD
+from keras_emr.part import register
 
 
 @register

@@ -1,7 +1,7 @@
 """Fast gradient sign method (Goodfellow et al., ICLR 2015)."""
 
-from keras_emr.attacks.base import register
 from keras_emr.attacks.pgd import PGD
+from keras_emr.part import register
 
 
 @register

@@ -2,10 +2,10 @@
 
 from keras import ops
 
-from keras_emr.attacks.base import Attack, register
-from keras_emr.attacks.geometry import norm as norm_of
-from keras_emr.attacks.geometry import per_example, project
-from keras_emr.errors import UserError
+from keras_emr.attacks.base import Attack
+from keras_emr.geometry import norm as norm_of
+from keras_emr.geometry import per_example, project
+from keras_emr.part import non_negative, one_of, register
 
 STARTS = ("uniform", "gaussian", "none")
 _STEP_RATIO = {"linf": 2.5, "l2": 2.0}
@@ -49,14 +49,8 @@ class PGD(Attack):
         noise_at_zero=None,
     ):
         super().__init__(epsilon, norm, steps, restarts, objective)
-        if step_size is not None and not 0 <= step_size < float("inf"):
-            raise UserError(f"step_size must be a number >= 0. Received: {step_size!r}.")
-        if start is not None and start not in STARTS:
-            raise UserError(
-                f"unknown start. Received: {start!r}. Expected one of: {', '.join(STARTS)}."
-            )
-        self.step_size = step_size
-        self.start = start
+        self.step_size = None if step_size is None else non_negative("step_size", step_size)
+        self.start = one_of("start", start, (None, *STARTS))
         self.box_first = box_first
         self.noise_at_zero = noise_at_zero
 

@@ -1,8 +1,8 @@
 """Adversarial training (Madry et al., ICLR 2018)."""
 
 from keras_emr import losses
-from keras_emr.attacks.base import register
 from keras_emr.defenses.base import Defense
+from keras_emr.part import register
 
 
 @register

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
-from keras_emr.errors import UserError
+from keras_emr.part import Part
 
 
-class Defense:
+class Defense(Part):
     """A training method: per-example outer loss from the logits at ``x`` and at ``x_adv``.
 
     Class attributes a subclass sets:
@@ -36,24 +34,3 @@ class Defense:
             (N,) losses, float32 or wider.
         """
         raise NotImplementedError
-
-    def get_config(self):
-        names = inspect.signature(type(self).__init__).parameters
-        return {
-            name: getattr(self, name) for name in names if name not in ("self", "args", "kwargs")
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def __repr__(self):
-        options = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
-        return f"{type(self).__name__}({options})"
-
-
-def non_negative(field, value):
-    """``value`` as a float. Raises :class:`UserError` unless it is a finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e300:
-        raise UserError(f"{field} must be a number >= 0. Received: {value!r}.")
-    return float(value)

@@ -3,11 +3,10 @@
 from keras import ops
 
 from keras_emr import losses
-from keras_emr.attacks.base import register
-from keras_emr.defenses.base import Defense, non_negative
+from keras_emr.defenses.base import Defense
 from keras_emr.defenses.mart import MART
 from keras_emr.defenses.trades import TRADES
-from keras_emr.errors import UserError
+from keras_emr.part import non_negative, one_of, register, whole
 
 BASES = ("at", "trades", "mart")
 MARGINS = ("adversarial", "natural", "difference")
@@ -53,25 +52,13 @@ class MAIL(Defense):
         burn_in=76,
         beta=None,
     ):
-        for field, value, known in (
-            ("base", base, BASES),
-            ("normalization", normalization, NORMALIZATIONS),
-            ("margin", margin, MARGINS),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"unknown MAIL {field}. Received: {value!r}. Expected one of: "
-                    f"{', '.join(known)}."
-                )
-        if not isinstance(burn_in, int) or burn_in < 0:
-            raise UserError(f"burn_in must be a whole number >= 0. Received: {burn_in!r}.")
-        self.base = base
+        self.base = one_of("MAIL base", base, BASES)
+        self.normalization = one_of("MAIL normalization", normalization, NORMALIZATIONS)
+        self.margin = one_of("MAIL margin", margin, MARGINS)
+        self.burn_in = whole("burn_in", burn_in, 0)
         self.slope = _SETTINGS[base][0] if slope is None else float(slope)
         self.bias = _SETTINGS[base][1] if bias is None else float(bias)
-        self.normalization = normalization
         self.constant = non_negative("constant", constant)
-        self.margin = margin
-        self.burn_in = burn_in
         self.beta = non_negative("beta", 5.0 if beta is None else beta)
         self.name = f"mail-{base}"
         self.needs_clean = base != "at" or margin != "adversarial"

@@ -1,8 +1,8 @@
 """TRADES (Zhang et al., ICML 2019)."""
 
 from keras_emr import losses
-from keras_emr.attacks.base import register
-from keras_emr.defenses.base import Defense, non_negative
+from keras_emr.defenses.base import Defense
+from keras_emr.part import non_negative, register
 
 
 @register

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_emr import backend
-from keras_emr.attacks.geometry import norm as norm_of
 from keras_emr.evaluation.batching import in_batches
+from keras_emr.geometry import norm as norm_of
 from keras_emr.losses import one_hot, pick, widen
 from keras_emr.network import Network
 

@@ -14,12 +14,11 @@ import keras
 from keras import ops
 
 from keras_emr import backend
-from keras_emr.attacks.base import register
-from keras_emr.attacks.geometry import norm as norm_of
-from keras_emr.attacks.geometry import per_example
-from keras_emr.defenses.base import non_negative
 from keras_emr.errors import UserError
+from keras_emr.geometry import norm as norm_of
+from keras_emr.geometry import per_example
 from keras_emr.losses import widen
+from keras_emr.part import Part, non_negative, one_of, register
 from keras_emr.regularizers.presets import preset_options
 from keras_emr.regularizers.weighting import RULES, combine, cotangents
 
@@ -35,7 +34,7 @@ _CHOICES = {
 
 
 @register
-class EffectiveMarginRegularizer:
+class EffectiveMarginRegularizer(Part):
     """EMR: adds ``weight * mean_i || sum_k c_ik w_k(x_i) ||^2`` to the loss.
 
     Images are taken in [0, 1] units: differentiate with respect to raw pixels, normalisation is
@@ -85,26 +84,15 @@ class EffectiveMarginRegularizer:
         central=False,
         schedule=None,
     ):
+        given = locals()
         for field, known in _CHOICES.items():
-            value = locals()[field]
-            if value not in known:
-                raise UserError(
-                    f"unknown EMR {field}. Received: {value!r}. Expected one of: "
-                    f"{', '.join(str(k) for k in known if k is not None)}."
-                )
+            setattr(self, field, one_of(f"EMR {field}", given[field], known))
         for field, value in (("temperature", temperature), ("step", step)):
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise UserError(f"EMR {field} must be a number > 0. Received: {value!r}.")
         self.weight = non_negative("EMR weight", weight)
-        self.weighting = weighting
         self.temperature = float(temperature)
         self.center = bool(center)
-        self.norm = norm
-        self.power = power
-        self.reduction = reduction
-        self.at = at
-        self.bn_mode = bn_mode
-        self.estimator = estimator
         self.step = float(step)
         self.central = bool(central)
         self.schedule = schedule
@@ -222,13 +210,12 @@ class EffectiveMarginRegularizer:
                 )
 
     def get_config(self):
-        config = {field: getattr(self, field) for field in _CHOICES}
-        for field in ("weight", "temperature", "center", "step", "central"):
-            config[field] = getattr(self, field)
-        config["schedule"] = keras.saving.serialize_keras_object(self.schedule)
-        return config
+        return {
+            **super().get_config(),
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+        }
 
     @classmethod
     def from_config(cls, config):
-        schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
-        return cls(**config, schedule=schedule)
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(**{**config, "schedule": schedule})

@@ -2,12 +2,11 @@
 
 from keras import ops
 
-from keras_emr.attacks.base import register
-from keras_emr.errors import UserError
+from keras_emr.part import Part, register, whole
 
 
 @register
-class StepDecay:
+class StepDecay(Part):
     """Factor ``factor ** n`` from the start of the n-th of the given epochs on.
 
     Args:
@@ -17,9 +16,7 @@ class StepDecay:
     """
 
     def __init__(self, epochs, factor=0.1):
-        if not all(isinstance(e, int) and e >= 1 for e in epochs):
-            raise UserError(f"decay epochs must be whole numbers >= 1. Received: {epochs!r}.")
-        self.epochs = sorted(epochs)
+        self.epochs = sorted(whole("decay epochs", epoch, 1) for epoch in epochs)
         self.factor = float(factor)
 
     def __call__(self, epoch):
@@ -29,16 +26,9 @@ class StepDecay:
             multiplier = multiplier * ops.where(number >= boundary, self.factor, 1.0)
         return multiplier
 
-    def get_config(self):
-        return {"epochs": self.epochs, "factor": self.factor}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
 
 @register
-class WarmUp:
+class WarmUp(Part):
     """Linear growth: ``epoch_number / epochs`` up to 1.
 
     Args:
@@ -46,17 +36,8 @@ class WarmUp:
     """
 
     def __init__(self, epochs):
-        if not isinstance(epochs, int) or epochs < 1:
-            raise UserError(f"warm-up epochs must be a whole number >= 1. Received: {epochs!r}.")
-        self.epochs = epochs
+        self.epochs = whole("warm-up epochs", epochs, 1)
 
     def __call__(self, epoch):
         number = ops.cast(ops.cast(epoch, "int32") + 1, "float32")
         return ops.minimum(number / self.epochs, 1.0)
-
-    def get_config(self):
-        return {"epochs": self.epochs}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)

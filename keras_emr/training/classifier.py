@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_emr import backend, losses
-from keras_emr.attacks.base import Attack, Objective, register
+from keras_emr.attacks.base import Attack, Objective
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.logits import require_logits
 from keras_emr.network import Network
+from keras_emr.part import one_of, register
 from keras_emr.sampling import StreamSampler
 from keras_emr.training.callbacks import EpochTracker
 
@@ -84,11 +85,6 @@ class RobustClassifier(backend.StepMixin, keras.Model):
                 f"defense {defense.name!r} needs an attack. Received: attack=None. Pass for "
                 "example attack=keras_emr.PGD(epsilon=8/255)."
             )
-        if attack_mode not in ATTACK_MODES:
-            raise UserError(
-                f"unknown attack_mode. Received: {attack_mode!r}. Expected one of: "
-                f"{', '.join(ATTACK_MODES)}."
-            )
         self.model = model
         self.defense = defense
         self.attack = attack and attack.with_defaults(**defense.attack_defaults)
@@ -96,7 +92,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.regularizers = [r for r in regularizers if r.weight > 0]
         for regularizer in self.regularizers:
             regularizer.check(model)
-        self.attack_mode = attack_mode
+        self.attack_mode = one_of("attack_mode", attack_mode, ATTACK_MODES)
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 

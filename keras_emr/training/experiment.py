@@ -8,6 +8,7 @@ import keras
 
 from keras_emr.data.batches import TrainBatches
 from keras_emr.errors import UserError
+from keras_emr.part import whole
 from keras_emr.training.callbacks import (
     EffectiveMarginLogger,
     Interrupted,
@@ -71,8 +72,7 @@ def train(
         TrainingDiverged: the loss became NaN or infinite; the last good epoch is kept.
         Interrupted: ``stop`` was tripped; ``last.keras`` holds the weights of that moment.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"epochs must be a whole number >= 1. Received: {epochs!r}.")
+    whole("epochs", epochs, 1)
     folder = RunFolder(folder)
     folder.prepare()
     rows = []
