@@ -139,7 +139,7 @@ def _show(path, settings, cards, as_json):
     if as_json:
         click.echo(json.dumps({"model": str(path), "results": cards}, indent=2))
         return
-    from keras_emr_cli.tables import percent, print_table
+    from keras_emr_cli.tables import figure, percent, print_table
 
     columns = ["attack", "clean", "robust", "margin L2", "margin Linf", "margin > eps", "seconds"]
     rows = []
@@ -153,8 +153,8 @@ def _show(path, settings, cards, as_json):
                 name,
                 percent(card["accuracy"]),
                 percent(card["robust_accuracy"]),
-                f"{margins['effective_margin_l2']:.3f}",
-                f"{margins['effective_margin_linf']:.4f}",
+                figure(margins["effective_margin_l2"], 3),
+                figure(margins["effective_margin_linf"], 4),
                 percent(margins["share_above_epsilon"]),
                 f"{card['seconds']:.0f}",
             ]

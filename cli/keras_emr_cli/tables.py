@@ -23,3 +23,7 @@ def print_table(columns, rows, text_columns=1):
 
 def percent(value):
     return f"{100 * value:.1f} %"
+
+
+def figure(value, digits):
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -195,7 +195,7 @@ def _show(report, settings, as_json):
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
-    from keras_emr_cli.tables import percent, print_table
+    from keras_emr_cli.tables import figure, percent, print_table
 
     attack = f"PGD-{settings.eval_steps}x{settings.eval_restarts}"
     columns = ["model", "checkpoint", "clean", attack, "margin L2", "margin Linf"]
@@ -206,8 +206,8 @@ def _show(report, settings, as_json):
             f"{r['checkpoint']} (epoch {r['epoch']})",
             percent(r["accuracy"]),
             percent(r["robust_accuracy"]),
-            f"{r['margins']['effective_margin_l2']:.3f}",
-            f"{r['margins']['effective_margin_linf']:.4f}",
+            figure(r["margins"]["effective_margin_l2"], 3),
+            figure(r["margins"]["effective_margin_linf"], 4),
             percent(r["margins"]["share_above_epsilon"]),
             f"{r['train_seconds']:.0f}",
             f"{r['seconds']:.0f}",

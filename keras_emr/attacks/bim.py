@@ -21,9 +21,9 @@ class BIM(PGD):
 
     def __init__(self, epsilon, norm="linf", steps=None, step_size=1 / 255, objective=None):
         if steps is None:
-            # The tiny subtraction keeps 8/255 from counting as 8.000000001 pixel levels.
+            # The subtraction keeps 8/255, rounded to float32 or not, from counting as above 8.
             levels = 255 * float(epsilon)
-            steps = max(1, math.ceil(min(levels + 4, 1.25 * levels) - 1e-9))
+            steps = max(1, math.ceil(min(levels + 4, 1.25 * levels) - 1e-4))
         super().__init__(
             epsilon, norm, steps=steps, step_size=step_size, start="none", objective=objective
         )

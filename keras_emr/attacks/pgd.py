@@ -29,7 +29,8 @@ class PGD(Attack):
             in evaluation.
         box_first: L2 only: clip to [0, 1] before shrinking into the ball (TRADES).
         noise_at_zero: L2 only: where an example's gradient is exactly zero, step along Gaussian
-            noise instead of standing still (TRADES).
+            noise (drawn once per restart) instead of standing still (TRADES), and divide by
+            ``||g||_2`` itself elsewhere.
 
     ``None`` for the last two means the defense's own in training, ``False`` in evaluation.
     """
@@ -85,10 +86,14 @@ class PGD(Attack):
         if self.norm == "linf":
             direction = ops.sign(gradient)
         else:
-            length = norm_of(gradient, "l2")
-            direction = gradient / per_example(length + 1e-10, x)
-            if self.noise_at_zero:
-                direction = ops.where(per_example(length, x) == 0, state[1], direction)
+            direction = self._unit(gradient, state)
         moved = adversarial + self.alpha * direction
         moved = project(moved, x, self.epsilon, self.norm, bool(self.box_first))
         return (moved, *state[1:])
+
+    def _unit(self, gradient, state):
+        """L2 direction of a step: the normalised gradient, or noise where there is none."""
+        length = per_example(norm_of(gradient, "l2"), gradient)
+        if not self.noise_at_zero:
+            return gradient / (length + 1e-10)
+        return ops.where(length > 0, gradient / ops.maximum(length, 1e-30), state[1])

@@ -54,8 +54,7 @@ class MarginMeter:
             gradient = pullback(true - rival)
             gap = pick(logits, y) - logits[:, j]
             for name, dual in (("l2", "l2"), ("linf", "l1")):
-                # At j = y both are zero; elsewhere a zero gradient means an infinite distance.
-                distance = gap / ops.maximum(norm_of(gradient, dual), 1e-30)
+                distance = _distance(gap, norm_of(gradient, dual))
                 distance = ops.where(ops.equal(y, j), float("inf"), distance)
                 smallest[name] = (
                     distance if name not in smallest else ops.minimum(smallest[name], distance)
@@ -89,6 +88,9 @@ def effective_margins(model, x, y, batch_size=256):
 def summarize(margins, epsilon, norm="linf", bins=20):
     """Means, histogram and the share of examples with a margin above ``epsilon``.
 
+    Where the input gradient is zero the boundary is infinitely far: such examples count in the
+    share, not in means and histograms; the mean is ``None`` if there are no others.
+
     Args:
         margins: :class:`Margins`.
         epsilon, norm: threat model that the share is taken for.
@@ -118,7 +120,13 @@ def margin_summary(model, x, y, epsilon, norm="linf", batch_size=256):
     return summarize(effective_margins(model, x, y, batch_size), epsilon, norm)
 
 
+def _distance(gap, norm):
+    """``gap / norm``; where the gradient is zero the boundary is infinitely far, or right here."""
+    nowhere = ops.where(gap > 0, float("inf"), ops.where(gap < 0, -float("inf"), gap))
+    return ops.where(norm > 0, gap / ops.where(norm > 0, norm, ops.ones_like(norm)), nowhere)
+
+
 def _finite_mean(values):
-    # An untrained network with a zero last layer has no gradient and no margin.
+    """Mean of the finite values; ``None`` where there is none."""
     finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else 0.0
+    return float(finite.mean()) if len(finite) else None

@@ -96,7 +96,7 @@ class EffectiveMarginLogger(keras.callbacks.Callback):
             "share_above_epsilon",
             "effective_weight_norm",
         ):
-            logs[f"val_{key}"] = summary[key]
+            logs[f"val_{key}"] = math.nan if summary[key] is None else summary[key]
 
 
 class Interrupted(Exception):
@@ -160,7 +160,8 @@ class Recorder(keras.callbacks.Callback):
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        metrics = {key: float(value) for key, value in logs.items()}
+        # JSON has no NaN: a margin that is not defined (no finite one) is null.
+        metrics = {k: float(v) if math.isfinite(v) else None for k, v in logs.items()}
         seconds = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 3)})
         self.folder.write_history(self.rows)

@@ -9,7 +9,7 @@ from keras import ops
 from keras_emr import BIM, FGSM, PGD
 from keras_emr.attacks.base import Objective
 from tests.golden import reference as ref
-from tests.golden.test_attacks import SHAPE, Given, Linear, N, norms, run
+from tests.golden.test_attacks import SHAPE, D, Given, Linear, N, norms, run
 
 GATE = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])  # the last two examples have no gradient
 
@@ -95,6 +95,19 @@ def test_every_step(name, epsilon, alpha, update, start):
     np.testing.assert_allclose(run(attack, problem, sampler(), name=name), v, atol=2e-6)
 
 
+def test_trades_l2_divides_by_the_norm_itself():
+    """A confident prediction: ||g|| is about 1e-12, yet the step has its full length."""
+    problem = Linear()
+    problem.w, problem.b, problem.x[:] = 0.2 * problem.w, np.array([22.0, 0.0, 0.0, 0.0]), 0.5
+    v = problem.x + 0.001 * problem.rng.normal(size=problem.x.shape)
+    size = norms(problem.gradient("kl", v), "l2")
+    assert size.min() > 1e-13 and size.max() < 1e-11
+    attack = PGD(0.3, "l2", step_size=0.1, start="gaussian", objective="kl", **TRADES)
+    state = ref.tensor(v), ref.tensor(np.zeros(v.shape))
+    moved = attack.step(problem.objective("kl"), ref.tensor(problem.x), state)[0]
+    np.testing.assert_allclose(norms(ref.numpy(moved) - v, "l2"), 0.1, rtol=1e-2)
+
+
 def test_gaussian_start_is_not_clipped():
     problem = Linear()
     problem.x[:, 0], problem.x[:, 1] = 0.0, 1.0
@@ -144,10 +157,11 @@ def test_restarts_merge_by_prediction():
             [high_right, low_right],
             [low_right, high_right],
             [low_right, high_wrong],
+            [high_wrong, high_right],
         ]
     )
-    winner = np.array([0.2, 0.8, 0.8, 0.2, 0.2])
-    y = np.zeros(5, int)
+    winner = np.array([0.2, 0.8, 0.8, 0.2, 0.2, 0.8])
+    y = np.zeros(N, int)
     losses = np.stack([ref.cross_entropy(y, table[:, side]) for side in (0, 1)])
     assert losses[0, 0] > losses[1, 0] and losses[1, 1] > losses[0, 1]
 
@@ -156,18 +170,19 @@ def test_restarts_merge_by_prediction():
             right, left = ref.tensor(table[:, 0], dtype), ref.tensor(table[:, 1], dtype)
 
             def logits(x):
-                v = ops.reshape(x, (5, 1))
+                v = ops.reshape(x, (N, D))[:, :1]
                 return ops.where(v > 0.5, right, left) + 0.0 * v
 
             return Objective(logits, name, ref.tensor(self.x, dtype), ref.tensor(y, "int32"))
 
-    problem = Sides(n=5)
-    problem.x, problem.y = np.full((5, 1, 1, 1), 0.5), y
-    right, left = np.full((5, 1, 1, 1), 1.0), np.zeros((5, 1, 1, 1))
+    problem = Sides()
+    problem.x, problem.y = np.full((N, *SHAPE), 0.5), y
+    right, left = np.ones((N, *SHAPE)), np.zeros((N, *SHAPE))
     attack = PGD(0.3, steps=2, start="uniform", restarts=3)
     for draws in ([right, left, right], [left, right, left], [right, right, left]):
         x_adv = run(attack, problem, Given(draws))
-        np.testing.assert_allclose(x_adv.ravel(), winner, atol=1e-6)
+        want = np.broadcast_to(winner[:, None], (N, D))
+        np.testing.assert_allclose(x_adv.reshape(N, D), want, atol=1e-6)
 
 
 def test_default_steps_of_bim():

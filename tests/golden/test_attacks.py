@@ -41,7 +41,7 @@ class Given:
 class Linear:
     """Logits ``gate * (x W) + b`` with float64 gradients known by hand."""
 
-    def __init__(self, k=3, n=N, seed=0, gate=None, low=0.0, high=1.0):
+    def __init__(self, k=4, n=N, seed=0, gate=None, low=0.0, high=1.0):
         rng = np.random.default_rng(seed)
         self.rng, self.k = rng, k
         self.w, self.b = rng.normal(size=(D, k)) * 2, rng.normal(size=k) * 0.1
@@ -121,18 +121,18 @@ def test_objective_and_its_gradient(name):
 
 
 def test_margin_objective_saturates_at_kappa_50():
-    problem = Linear(n=5)
+    problem = Linear()
     problem.y[:] = 0
-    gaps = np.array([100.0, 0.0, -49.0, -50.0, -60.0])  # z_y - max_other
-    z = np.stack([gaps, np.zeros(5), np.full(5, -7.0)], -1)
+    gaps = np.array([100.0, 7.0, 0.0, -49.0, -50.0, -60.0])  # z_y - max_other
+    z = np.stack([gaps, np.zeros(N), np.full(N, -7.0), np.full(N, -9.0)], -1)
     got = ref.numpy(problem.objective("margin").loss(ref.tensor(z)))
-    np.testing.assert_allclose(got, [-150.0, -50.0, -1.0, 0.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(got, [-150.0, -57.0, -50.0, -1.0, 0.0, 0.0], atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype, rounding", [("float32", 2e-6), ("float64", 1e-14)])
 def test_kl_has_no_gradient_at_the_image_itself(dtype, rounding):
     """Zero but for rounding, where 0.001 n away it is not."""
-    problem = Linear(k=10)
+    problem = Linear()
     objective = problem.objective("kl", dtype)
     assert np.abs(ref.numpy(objective.gradient(ref.tensor(problem.x, dtype)))).max() < rounding
     near = problem.x + 0.001 * problem.rng.normal(size=problem.x.shape)
@@ -142,7 +142,7 @@ def test_kl_has_no_gradient_at_the_image_itself(dtype, rounding):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_kl_does_not_move_from_the_image_itself(norm):
     """Logits that tie exactly, so that nothing is rounded."""
-    problem = Linear(k=4)
+    problem = Linear()
     row = np.array([1.0, -2.0, 3.0, 2.0, -1.0, 0.0, 4.0, -3.0])
     problem.w, problem.b = np.stack([np.roll(row, i) for i in range(4)], -1), np.zeros(4)
     problem.x = np.full((N, *SHAPE), 0.5)
@@ -200,7 +200,7 @@ def test_linf_reaches_the_worst_case_of_two_classes(epsilon):
 @pytest.mark.parametrize("epsilon", [8 / 255, 0.3])
 def test_linf_reaches_the_worst_case_of_many_classes(epsilon):
     """The maximum of a convex loss is a corner of ball and box: try all of them."""
-    problem = Linear(k=4)
+    problem = Linear()
     signs = np.array(list(itertools.product([-1.0, 1.0], repeat=D))).reshape(-1, 1, *SHAPE)
     corners = np.clip(problem.x + epsilon * signs, 0, 1)
     worst = [ref.cross_entropy(problem.y, problem.logits(c)) for c in corners]

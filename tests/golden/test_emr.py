@@ -12,7 +12,7 @@ from tests.golden import reference as ref
 
 FIXED = ["softmax", "predicted", "true", "uniform", "runner_up_difference"]
 RANDOM = ["sampled", "rademacher", "sphere"]
-K, D, N = 4, 8, 6
+K, D, N, MANY = 4, 8, 6, 4000
 SHAPE = (2, 2, 2)
 
 
@@ -97,7 +97,7 @@ def test_1_exact_is_the_frobenius_norm_and_estimators_agree_in_expectation():
         ("sphere", frobenius),
         ("sampled", (q * energies).sum()),
     ):
-        draws = emr(model, np.repeat(x, 4000, 0), np.repeat(y, 4000), weighting)
+        draws = emr(model, np.repeat(x, MANY, 0), np.repeat(y, MANY), weighting)
         error = draws.std(ddof=1) / np.sqrt(len(draws))
         assert abs(draws.mean() - mean) < 3 * error, weighting
         assert error < 0.05 * mean
@@ -173,7 +173,7 @@ def test_5_closed_forms_of_a_linear_model():
 
 def test_5_closed_forms_of_random_weightings():
     """J = a b^T: the penalty shows (a . v)^2; J = identity: it shows ||v||^2."""
-    x, y = np.full((64, *SHAPE), 0.5), np.zeros(64, int)
+    x, y = np.full((MANY, *SHAPE), 0.5), np.zeros(MANY, int)
     a, b = np.array([1.0, 2.0, 4.0, 8.0]), np.arange(1.0, D + 1)
     model = ref.build_mlp([np.outer(b, a), np.zeros(K)], shape=SHAPE)
     odd = np.sqrt(emr(model, x, y, "rademacher") / (b**2).sum())
@@ -212,11 +212,7 @@ def test_6_finite_differences_within_a_linear_region(norm, power, central):
 
 @pytest.mark.parametrize(
     "bn_mode, estimator",
-    [
-        ("inference", "double_backprop"),
-        ("inference", "finite_difference"),
-        ("batch", "double_backprop"),
-    ],
+    [("inference", "double_backprop"), ("batch", "finite_difference")],
 )
 def test_7_batch_norm_statistics_stay(bn_mode, estimator):
     model = keras.Sequential(

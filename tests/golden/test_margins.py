@@ -90,3 +90,15 @@ def test_summary(norm):
         assert sum(histogram["counts"]) == 40
         assert histogram["edges"][0] == pytest.approx(values.min(), rel=1e-4)
         assert histogram["edges"][-1] == pytest.approx(values.max(), rel=1e-4)
+
+
+def test_no_gradient_is_an_infinite_distance():
+    """All hidden units of a ReLU network dead, as after a collapse: no boundary anywhere near."""
+    weights, x, y = setup(7)
+    weights[1][:] = -100.0
+    weights[3][:] = [0.5, 0.0, 0.0, 0.0]
+    x, y = x.astype("float32"), np.zeros(N, int)
+    model = _float32(weights, "relu")
+    margins = effective_margins(model, x, y)
+    assert np.isposinf(margins.l2).all() and np.isposinf(margins.linf).all()
+    assert margin_summary(model, x, y, 0.1)["share_above_epsilon"] == 1.0
