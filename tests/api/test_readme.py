@@ -1,0 +1,48 @@
+"""The README's commands are the ones that are run, and its example runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_ci_runs_the_readme_test_command():
+    command = next(b.strip() for b in blocks("sh") if "python -m tests" in b)
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_python_example_runs(tmp_path):
+    (code,) = blocks("python")
+    quick = (
+        ("epochs=20", "epochs=1, verbose=0"),
+        ("steps=10", "steps=1"),
+        ("steps=50, restarts=5", "steps=2"),
+    )
+    for slow, fast in quick:
+        assert slow in code
+        code = code.replace(slow, fast)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    numbers = [float(word) for word in done.stdout.split()]
+    assert len(numbers) == 3 and all(0 <= n <= 1 for n in numbers)
+    assert (tmp_path / "robust.keras").exists()
+
+
+def test_flags_in_the_readme_exist():
+    sys.path.insert(0, str(ROOT / "cli"))
+    from keras_emr_cli.train_settings import EVALUATE, TRAIN
+
+    known = {s.flag for s in TRAIN + EVALUATE}
+    known |= {"--config", "--json", "--resume", "--overwrite"}
+    commands = [line for b in blocks("sh") for line in b.splitlines() if "keras-emr " in line]
+    flags = {flag for line in commands for flag in re.findall(r"--[a-z][a-z-]+", line)}
+    assert flags and flags <= known
