@@ -7,6 +7,7 @@ does not pay for importing keras and a backend.
 from __future__ import annotations
 
 import importlib
+import sys
 
 from keras_emr._version import __version__ as __version__
 
@@ -46,3 +47,9 @@ def __getattr__(name: str):
 
 def __dir__():
     return __all__
+
+
+if "keras" in sys.modules:
+    # No import is saved then, and saved classifiers can be loaded: `keras.saving.load_model`
+    # finds registered classes only after they were imported.
+    importlib.import_module("keras_emr.training.classifier")

@@ -23,6 +23,11 @@ class Registry:
     def names(self) -> list[str]:
         return list(self.homes)
 
+    def load_all(self) -> None:
+        """Import every part."""
+        for name in self.homes:
+            self.get(name)
+
     def get(self, name: str):
         """The part called ``name``. Raises :class:`UserError` for an unknown one."""
         if name not in self.homes:

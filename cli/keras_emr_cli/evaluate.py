@@ -11,8 +11,6 @@ from keras_emr.errors import UserError, unknown
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.train_settings import EVALUATE, TRAIN
 
-_ATTACKS = ("pgd", "bim", "fgsm")
-
 
 @click.command(name="evaluate")
 @click.argument("target", metavar="RUN_OR_MODEL")
@@ -28,19 +26,13 @@ def command(target, config, checkpoint, as_json, quiet, **flags):
     """
     settings = merge(EVALUATE, flags, config)
     path, settings = _resolve(Path(target), checkpoint, settings)
-    names = [name.strip() for name in settings.attacks.split(",") if name.strip()]
-    for name in names:
-        if name not in _ATTACKS:
-            raise unknown("attack", name, _ATTACKS)
-    if not names:
-        raise UserError(f"--attacks: no attack. Received: {settings.attacks!r}. Expected e.g. pgd.")
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
     from keras_emr.data import load
 
     data = load(settings.data, split_seed=settings.split_seed)
-    cards = _attack_all(path, names, settings, data, quiet)
+    cards = _attack_all(path, settings, data, quiet)
     _show(path, settings, cards, as_json)
 
 
@@ -53,7 +45,7 @@ def _resolve(target, checkpoint, settings):
     if target.is_dir():
         if not (target / "config.yaml").exists():
             raise UserError(f"not a run folder: no config.yaml. Received: {str(target)!r}.")
-        run = merge(TRAIN, {}, str(target / "config.yaml")).values
+        run = merge(TRAIN, {}, str(target / "config.yaml"), environment={}).values
         path = target / f"{checkpoint or 'best'}.keras"
     elif checkpoint is not None:
         raise UserError(f"--checkpoint needs a run folder. Received: {str(target)!r}.")
@@ -84,12 +76,16 @@ def _build(name, s):
     return ATTACKS.get(name)(**options)
 
 
-def _attack_all(path, names, settings, data, quiet):
+def _attack_all(path, settings, data, quiet):
     from keras_emr.evaluation.scorecard import scorecard
+    from keras_emr.models.logits import require_logits
     from keras_emr_cli.progress import Reporter
 
     model = _load(path)
-    if tuple(model.input_shape[1:]) != tuple(data.image_shape):
+    require_logits(model)
+    takes = zip(model.input_shape[1:], data.image_shape, strict=False)
+    same_rank = len(model.input_shape) == 1 + len(data.image_shape)
+    if not same_rank or any(side not in (None, given) for side, given in takes):
         raise UserError(
             f"model and data do not fit. Received: images {tuple(data.image_shape)} for a model "
             f"that takes {tuple(model.input_shape[1:])}."
@@ -102,7 +98,7 @@ def _attack_all(path, names, settings, data, quiet):
     x, y = data.x_test[: settings.n_examples], data.y_test[: settings.n_examples]
     cards = []
     with Reporter(quiet) as reporter:
-        for name in names:
+        for name in settings.attacks:
             attack = _build(name, settings)
             progress = reporter.steps(f"attack {name}")
             cards.append(
@@ -126,7 +122,7 @@ def _load(path):
 
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged archive can fail in any way
         reason = str(error).strip().splitlines()
         raise UserError(
             f"cannot load the model: {reason[0] if reason else type(error).__name__} "

@@ -8,7 +8,7 @@ import sys
 import click
 
 from keras_emr._version import __version__
-from keras_emr.errors import UserError
+from keras_emr.errors import UserError, unknown
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -33,6 +33,11 @@ class LazyGroup(click.Group):
         if name not in _COMMANDS:
             return None
         return importlib.import_module(_COMMANDS[name][0]).command
+
+    def resolve_command(self, ctx, args):
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(str(unknown("command", args[0], _COMMANDS)))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
@@ -59,6 +64,9 @@ def main(arguments=None):
     """Run the command line; returns by ``sys.exit`` with the documented codes."""
     try:
         code = cli.main(args=arguments, prog_name="keras-emr", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        code = EXIT_USAGE
     except click.NoSuchOption as error:
         hint = f" (did you mean {error.possibilities[0]}?)" if error.possibilities else ""
         code = fail(f"{error.message.split('.')[0]}{hint}", EXIT_USAGE)

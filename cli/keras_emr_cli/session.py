@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -26,8 +27,12 @@ def select_backend(name: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if name == "jax":
         _tune_xla()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with _silent_stderr():
         importlib.import_module("keras")
+        if importlib.util.find_spec("tensorflow"):
+            # Keras loads it on every backend anyway, as soon as a seed is set or a model is saved.
+            importlib.import_module("tensorflow")
 
 
 @contextmanager

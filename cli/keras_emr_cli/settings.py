@@ -39,9 +39,10 @@ class Ratio(float):
 class Setting:
     """One setting.
 
-    ``kind``: ``text``, ``choice``, ``int``, ``float``, ``ratio``, ``bool`` or ``ints`` (a list).
+    ``kind``: ``text``, ``choice``, ``int``, ``float``, ``ratio``, ``bool``, ``ints`` or ``names``
+    (lists).
     ``default``: ``None`` shows as ``auto`` where ``auto`` says what that means.
-    ``low``, ``high``: bounds, ``low_open`` excludes the lower one.
+    ``low``, ``high``: bounds, ``low_open`` excludes the lower one. ``names``: a list of choices.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     choices: Sequence[str] = ()
     auto: str | None = None
     low: float | None = None
+    high: float | None = None
     low_open: bool = False
     group: str = "run"
 
@@ -72,20 +74,19 @@ class Setting:
             value = self._convert(raw)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        except (ValueError, TypeError, ZeroDivisionError):
+        except (ValueError, TypeError, ArithmeticError):
             raise self._error(raw, where, self._expected()) from None
         if self.kind in ("int", "float", "ratio"):
             finite = value == value and abs(value) != float("inf")
             low_ok = self.low is None or (value > self.low if self.low_open else value >= self.low)
-            if not (finite and low_ok):
+            high_ok = self.high is None or value <= self.high
+            if not (finite and low_ok and high_ok):
                 raise self._error(raw, where, self._expected())
         return value
 
     def _convert(self, raw):
         if self.kind == "int":
-            if isinstance(raw, bool) or (isinstance(raw, float) and not raw.is_integer()):
-                raise ValueError
-            return int(raw)
+            return _whole(raw)
         if self.kind == "float":
             if isinstance(raw, bool):
                 raise ValueError
@@ -103,7 +104,16 @@ class Setting:
             return words[str(raw).lower()]
         if self.kind == "ints":
             parts = raw if isinstance(raw, list) else str(raw).split(",")
-            return [int(part) for part in parts]
+            return [_whole(part) for part in parts]
+        if self.kind == "names":
+            parts = raw if isinstance(raw, list) else str(raw).split(",")
+            names = [str(part).strip() for part in parts if str(part).strip()]
+            for name in names:
+                if name not in self.choices:
+                    raise unknown(self.name.removesuffix("s"), name, self.choices)
+            if not names:
+                raise ValueError
+            return names
         if self.kind == "choice" and str(raw) not in self.choices:
             raise unknown(self.name.replace("_", " "), str(raw), self.choices)
         return str(raw)
@@ -118,9 +128,12 @@ class Setting:
                 "bool": "true or false",
                 "ints": "whole numbers separated by commas",
                 "text": "text",
+                "names": f"names separated by commas: {', '.join(self.choices)}",
             }.get(self.kind, self.kind)
         if self.low is not None:
             what += f" {'>' if self.low_open else '>='} {self.low:g}"
+        if self.high is not None:
+            what += f" and <= {self.high:g}" if self.high < 1e6 else f" and <= {self.high:.0f}"
         return what + (f", or {AUTO}" if self.auto is not None else "")
 
     def _error(self, raw, where, expected):
@@ -163,7 +176,7 @@ def read_config(path: str, table: Sequence[Setting]) -> dict[str, Any]:
         raise UserError(f"config: cannot read the file: {reason}. Received: {path!r}.") from None
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise UserError(f"config: not valid YAML{line}. Received: {path!r}.") from None
@@ -172,28 +185,46 @@ def read_config(path: str, table: Sequence[Setting]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config: expected `key: value` lines. Received: {path!r}.")
     known = [setting.name for setting in table]
-    for key in content:
-        if str(key).replace("-", "_") not in known:
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
             raise unknown(f"key in config file {path}", str(key), known)
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+        if name in values:
+            raise UserError(f"config: the same key twice. Received: {key!r} in {path!r}.")
+        values[name] = value
+    return values
 
 
-def merge(table: Sequence[Setting], flags: Mapping[str, Any], config: str | None = None) -> Merged:
+def _whole(raw):
+    if isinstance(raw, bool) or (isinstance(raw, float) and not raw.is_integer()):
+        raise ValueError
+    return int(raw)
+
+
+def merge(
+    table: Sequence[Setting],
+    flags: Mapping[str, Any],
+    config: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Merged:
     """Flag over environment over config file over default.
 
     Args:
         table: the command's settings.
         flags: raw values by name, ``None`` where not given.
         config: path of a YAML file, or ``None``.
+        environment: ``os.environ`` unless given.
     """
+    environment = os.environ if environment is None else environment
     from_file = read_config(config, table) if config else {}
     values, origins = {}, {}
     for setting in table:
         name = setting.name
         if flags.get(name) is not None:
             raw, origin, where = flags[name], "flag", setting.flag
-        elif setting.environment in os.environ:
-            raw, origin = os.environ[setting.environment], "environment"
+        elif setting.environment in environment:
+            raw, origin = environment[setting.environment], "environment"
             where = setting.environment
         elif name in from_file:
             raw, origin, where = from_file[name], "config", f"config key {name}"

@@ -50,12 +50,13 @@ def _settings(flags, config, resume, overwrite) -> Merged:
             config = str(stored)
     settings = merge(TRAIN, flags, config)
     if stored is not None and stored.exists():
-        before = merge(TRAIN, {}, str(stored)).values
-        for name, value in settings.values.items():
-            if name not in _RESUMABLE and value != before[name]:
+        before = merge(TRAIN, {}, str(stored), environment={})
+        had = before.plain()
+        for name, value in settings.plain().items():
+            if name not in _RESUMABLE and settings.values[name] != before.values[name]:
                 raise UserError(
                     f"{name}: a resumed run keeps its settings. Received: {value}, the run has "
-                    f"{before[name]}. Leave it out, or train anew in another --out."
+                    f"{had[name]}. Leave it out, or train anew in another --out."
                 )
     if settings.out is None:
         settings = Merged({**settings.values, "out": str(_fresh(settings))}, settings.origins)
@@ -84,6 +85,8 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
 
     folder = RunFolder(settings.out)
     folder.check(resume, overwrite)
+    if resume:
+        _require_same_data(folder, data)
     robust = classifier(settings, data)  # every setting is checked before a file is written
     folder.prepare(overwrite)
     plain = settings.plain()
@@ -98,8 +101,10 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
             runs = _train_all(settings, data, folder, robust, resume, stop, reporter)
             results = _judge(settings, data, runs, reporter, stop)
     except TrainingDiverged as error:
-        kept = f"kept: {folder.last}" if folder.last.exists() else "no epoch was finished"
-        return fail(f"{error} Last good checkpoint {kept}", EXIT_FAILURE)
+        kept = f"The last good epoch is in {folder.last}."
+        if not folder.last.exists():
+            kept = "No epoch was finished, so no model was kept."
+        return fail(f"{error} {kept}", EXIT_FAILURE)
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 75
@@ -112,6 +117,16 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
     folder.write_json(folder.report, report)
     _show(report, settings, as_json)
     return 0
+
+
+def _require_same_data(folder, data):
+    trained_on = folder.read_environment().get("data_sha256")
+    if trained_on != data.fingerprint:
+        raise UserError(
+            f"data: a resumed run needs the data it began with. Received: {data.name!r} with "
+            f"SHA-256 {data.fingerprint[:12]}, the run has {str(trained_on)[:12]}. Train anew in "
+            "another --out."
+        )
 
 
 def _train_all(settings, data, folder, robust, resume, stop, reporter):

@@ -9,6 +9,7 @@ from keras_emr_cli.settings import Setting
 
 BACKENDS = ("tensorflow", "jax", "torch")
 NORMS = ("linf", "l2")
+SEEDS = 2**32  # what Keras accepts
 
 
 def _group(name, *settings):
@@ -215,7 +216,7 @@ TRAIN = [
         S("batch_size", "int", 64, "Examples per step.", low=1),
         S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),
         S("learning_rate", "float", 0.001, "Learning rate.", low=0, low_open=True),
-        S("momentum", "float", 0.9, "Momentum of sgd.", low=0),
+        S("momentum", "float", 0.9, "Momentum of sgd.", low=0, high=1),
         S("weight_decay", "float", 0.0, "Decoupled weight decay, biases excluded.", low=0),
         S(
             "precision",
@@ -235,7 +236,7 @@ TRAIN = [
     *_group(
         "run",
         S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
-        S("seed", "int", 0, "Seed of weights, noise and order.", low=0),
+        S("seed", "int", 0, "Seed of weights, noise and order.", low=0, high=SEEDS - 1),
         S("out", "text", None, "Run folder.", auto="a new folder under runs/"),
     ),
 ]
@@ -243,7 +244,7 @@ TRAIN = [
 EVALUATE = [
     S("data", "text", None, "Data set.", auto="the run's"),
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
-    S("attacks", "text", "pgd", "Attacks, separated by commas: pgd, bim, fgsm."),
+    S("attacks", "names", "pgd", "Attacks, separated by commas.", ATTACKS.names),
     S(
         "epsilon",
         "ratio",
@@ -267,5 +268,5 @@ EVALUATE = [
     S("n_examples", "int", None, "The first N test images.", low=1, auto="all"),
     S("batch_size", "int", 256, "Images at a time.", low=1),
     S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
-    S("seed", "int", 0, "Seed of the attacks.", low=0),
+    S("seed", "int", 0, "Seed of the attacks.", low=0, high=SEEDS - 1),
 ]

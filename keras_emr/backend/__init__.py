@@ -7,6 +7,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``compiled(fn, variables)``: ``fn`` compiled once per input shape, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
+* ``devices()``: what this process computes on, for reports;
 * ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any.
 """
 
@@ -27,6 +28,7 @@ value_and_grad = _module.value_and_grad
 vjp = _module.vjp
 loop = _module.loop
 compiled = _module.compiled
+devices = _module.devices
 StepMixin = _module.StepMixin
 preserve_random_state = _module.preserve_random_state
 seed_epoch = _module.seed_epoch
@@ -35,6 +37,7 @@ __all__ = [
     "NAME",
     "StepMixin",
     "compiled",
+    "devices",
     "loop",
     "preserve_random_state",
     "seed_epoch",

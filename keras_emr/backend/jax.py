@@ -69,6 +69,11 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of JAX's random state in variables."""
 
 
+def devices():
+    """Names of the devices."""
+    return [device.device_kind for device in jax.devices()]
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on JAX."""
 

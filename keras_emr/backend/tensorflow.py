@@ -66,6 +66,13 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of TensorFlow's random state in variables."""
 
 
+def devices():
+    """Names of the devices."""
+    found = tf.config.list_physical_devices()
+    details = [tf.config.experimental.get_device_details(d).get("device_name") for d in found]
+    return [name or device.device_type for name, device in zip(details, found, strict=True)]
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on TensorFlow."""
 

@@ -82,6 +82,12 @@ def seed_epoch(seed):
     torch.manual_seed(seed)
 
 
+def devices():
+    """Names of the devices."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ["CPU", *gpus]
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on torch."""
 

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_emr.errors import UserError
+from keras_emr.network import full_precision
 
 _SQUASHING = ("softmax", "sigmoid", "log_softmax", "softplus", "hard_sigmoid", "sparsemax")
 _FIX = (
@@ -35,6 +36,12 @@ def require_logits(model):
     """
     if not isinstance(model, keras.Model):
         raise UserError(f"model must be a keras.Model. Received: {type(model).__name__}.")
+    outputs = getattr(model, "outputs", None) or [None]
+    if len(outputs) != 1:
+        raise UserError(
+            "the model must give one logit per class, shape (N, K) with K >= 2. Received: "
+            f"{len(outputs)} outputs. Make a model of the logits alone."
+        )
     last = _last_layer(model)
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if isinstance(last, keras.layers.Softmax):
@@ -48,7 +55,8 @@ def require_logits(model):
     if not isinstance(shape, tuple) or any(side is None for side in shape[1:]):
         return
     images = np.random.default_rng(0).uniform(size=(4, *shape[1:])).astype("float32")
-    output = model(images, training=False)
+    with full_precision(model):  # probabilities sum to 1 only roughly in half precision
+        output = model(images, training=False)
     if len(output.shape) != 2 or output.shape[-1] < 2:
         raise UserError(
             "the model must give one logit per class, shape (N, K) with K >= 2. Received: output "

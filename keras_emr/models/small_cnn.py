@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from keras_emr.errors import UserError
+
 
 def small_cnn(input_shape, classes, padding=None, dropout=0.5):
     """conv 32, conv 32, pool, conv 64, conv 64, pool, dense 200, dropout, dense 200, logits.
@@ -17,11 +19,21 @@ def small_cnn(input_shape, classes, padding=None, dropout=0.5):
             is at least 16 pixels wide and high, else ``same`` (the maps would vanish).
         dropout: rate between the dense layers.
 
+    Raises:
+        UserError: the image is too small for two poolings.
+
     Returns:
         Keras model, (N, H, W, C) images in [0, 1] to (N, K) logits.
     """
+    side = min(input_shape[:2])
     if padding is None:
-        padding = "valid" if min(input_shape[:2]) >= 16 else "same"
+        padding = "valid" if side >= 16 else "same"
+    least = 16 if padding == "valid" else 4
+    if side < least:
+        raise UserError(
+            f"small-cnn needs images of at least {least}x{least} pixels with padding={padding!r}. "
+            f"Received: input shape {tuple(input_shape)}. Use mlp for such small images."
+        )
 
     def conv(filters):
         return layers.Conv2D(

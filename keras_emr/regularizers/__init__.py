@@ -1,5 +1,5 @@
 """Penalties added to any defense's loss, one per file.
 
 A regularizer is a callable ``(network, x, x_adv, y, sampler) -> (N,)`` with ``name``, ``weight``,
-``scale(epoch, batch_size)``, ``check(model)`` and ``get_config``.
+``scale(epoch, batch_size)``, ``check(model, attacked)`` and ``get_config``.
 """

@@ -126,11 +126,6 @@ class EffectiveMarginRegularizer(Part):
             (N,) penalties, float32 or wider; gradients reach the weights of the model only.
         """
         where = self.at or ("clean" if x_adv is None else "adversarial")
-        if where != "clean" and x_adv is None:
-            raise UserError(
-                f"EMR at={self.at!r} needs adversarial images. Received: a defense without an "
-                "attack. Use at='clean'."
-            )
         points = {"clean": [x], "adversarial": [x_adv], "both": [x, x_adv]}[where]
         total = sum(self._penalty(network, ops.stop_gradient(p), y, sampler) for p in points)
         return total / len(points)
@@ -190,12 +185,17 @@ class EffectiveMarginRegularizer(Part):
             direction = ops.reshape(peak * ops.sign(flat), ops.shape(gradient))
         return ops.stop_gradient(direction)
 
-    def check(self, model):
-        """Raise :class:`UserError` if ``model`` has layers whose second gradient is wrong here.
+    def check(self, model, attacked):
+        """Raise :class:`UserError` if this penalty cannot be computed for ``model``.
 
-        On TensorFlow the gradient of a bilinear resize is silently dropped in the second
-        derivative, and nearest and bicubic resizing have none.
+        ``attacked``: whether training has adversarial images at all. On TensorFlow a bilinear
+        resize silently drops out of the second derivative, and the others have none.
         """
+        if self.at in ("adversarial", "both") and not attacked:
+            raise UserError(
+                f"EMR at={self.at!r} needs adversarial images. Received: a defense without an "
+                "attack. Use at='clean'."
+            )
         if backend.NAME != "tensorflow" or self.estimator != "double_backprop":
             return
         for layer in model._flatten_layers():

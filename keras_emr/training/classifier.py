@@ -6,14 +6,20 @@ import keras
 from keras import ops
 
 from keras_emr import backend, losses
+from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.base import Attack, Objective
-from keras_emr.defenses import get_defense
+from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.logits import require_logits
 from keras_emr.network import Network
 from keras_emr.part import one_of, register
+from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
 from keras_emr.sampling import StreamSampler
 from keras_emr.training.callbacks import EpochTracker
+
+# Loading a saved classifier finds parts by their registered names: all must have been imported.
+ATTACKS.load_all()
+DEFENSES.load_all()
 
 ATTACK_MODES = ("inference", "training")
 # Validation repeats the same start noise every epoch, so that epochs can be compared.
@@ -91,7 +97,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.eval_attack = eval_attack or (attack and _default_eval_attack(attack))
         self.regularizers = [r for r in regularizers if r.weight > 0]
         for regularizer in self.regularizers:
-            regularizer.check(model)
+            regularizer.check(model, defense.needs_adversarial)
         self.attack_mode = one_of("attack_mode", attack_mode, ATTACK_MODES)
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}

@@ -77,7 +77,7 @@ def train(
     folder.prepare()
     rows = []
     if resume and folder.state.exists():
-        classifier = keras.models.load_model(folder.state)
+        classifier = _load(folder.state)
         finished = int(classifier.epoch.value) + 1
         rows = folder.read_history()[:finished]
         if len(rows) < finished:
@@ -97,6 +97,7 @@ def train(
     )
     # Order matters: a diverged epoch is never saved, and margins are logged before the recorder.
     ordered = [StopOnNonFinite(), *margins, recorder, *callbacks, *([stop] if stop else [])]
+    classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs:
         try:
             classifier.fit(
@@ -113,6 +114,17 @@ def train(
             folder.save_model(classifier.model, folder.last)
             raise
     return TrainedRun(folder, recorder.rows, recorder.best, monitor)
+
+
+def _load(path):
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # a damaged archive can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"checkpoint cannot be loaded: {reason} Received: {str(path)!r}. Start again with "
+            "--overwrite."
+        ) from None
 
 
 def _even_batches(n, largest=256):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -18,9 +17,8 @@ _FILES = (
     "environment.json",
     "best.keras",
     "last.keras",
-    "checkpoints",
-    "report",
-    "baseline",
+    "checkpoints/state.keras",
+    "report/report.json",
 )
 _PACKAGES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "numpy", "scikit-learn")
 
@@ -45,10 +43,13 @@ class RunFolder:
 
     def check(self, resume=False, overwrite=False):
         """Raise :class:`UserError` if the folder cannot be used; changes nothing."""
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            exists, used = self.path.exists(), self.path.is_dir() and any(self.path.iterdir())
+        except OSError as error:
+            raise self._unusable(error) from None
+        if exists and not self.path.is_dir():
             raise UserError(f"out: not a folder. Received: {str(self.path)!r}.")
-        used = self.path.is_dir() and any(self.path.iterdir())
-        if resume and not self.config.exists():
+        if resume and not self.is_run():
             raise UserError(
                 f"out: no run to resume. Received: {str(self.path)!r}. Leave --resume out to start "
                 "one."
@@ -58,19 +59,35 @@ class RunFolder:
                 f"out: the folder is not empty. Received: {str(self.path)!r}. Use --resume to go "
                 "on, --overwrite to start again, or another --out."
             )
-        if used and overwrite and not self.config.exists():
+        if used and overwrite and not self.is_run():
             raise UserError(
-                f"out: refusing to overwrite a folder that is not a run (no config.yaml). "
+                "out: refusing to overwrite a folder that is not a run of keras_emr. "
                 f"Received: {str(self.path)!r}. Choose another --out."
             )
 
+    def is_run(self):
+        """Whether keras_emr made this folder: both files that every run starts with say so."""
+        try:
+            return self.config.exists() and "keras_emr" in self.read_environment()["versions"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def prepare(self, overwrite=False):
         """Make the folder; with ``overwrite`` delete a former run's files, and only those."""
-        if overwrite:
-            for name in _FILES:
-                old = self.path / name
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        self.state.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if overwrite:
+                for folder in (self.baseline, self.path):
+                    for name in _FILES:
+                        (folder / name).unlink(missing_ok=True)
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error):
+        return UserError(
+            f"out: cannot use this folder: {error.strerror}. Received: {str(self.path)[:200]!r}. "
+            "Choose another --out."
+        )
 
     @staticmethod
     def write_text(path: Path, text: str):
@@ -98,7 +115,16 @@ class RunFolder:
         """One dictionary per finished epoch."""
         if not self.history.exists():
             return []
-        return [json.loads(line) for line in self.history.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self.history.read_text().splitlines()]
+        except ValueError:
+            raise UserError(
+                f"history is damaged. Received: {str(self.history)!r}. Start again with "
+                "--overwrite."
+            ) from None
+
+    def read_environment(self):
+        return json.loads(self.environment.read_text())
 
     def write_history(self, rows):
         self.write_text(self.history, "".join(json.dumps(row) + "\n" for row in rows))
@@ -112,13 +138,12 @@ def describe_environment(**extra):
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    import keras
+    from keras_emr import backend
 
-    devices = keras.distribution.list_devices()
     hardware = {
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "devices": devices,
+        "devices": backend.devices(),
     }
     return {"versions": versions, "hardware": hardware, **extra}

@@ -23,9 +23,26 @@ def isolated(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def warm_keras():
+    """Import keras and touch its device now, so that no test captures what that prints."""
+    import keras
+
+    keras.ops.zeros(())
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Path of an .npz file: 60 + 20 images 8x8x1, 2 classes."""
     return write_data(tmp_path_factory.mktemp("data") / "toy.npz")
+
+
+@pytest.fixture(scope="session")
+def jax_cache(tmp_path_factory):
+    """Environment with a cache of compiled programs, as users may have: saves JAX a minute."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jax-cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 @pytest.fixture(scope="session")

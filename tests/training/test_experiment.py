@@ -166,11 +166,16 @@ def test_overwriting_deletes_a_run_and_nothing_else(tmp_path):
         folder.check()
     with pytest.raises(ke.UserError, match="not a run"):
         folder.check(overwrite=True)
-    for name in ("config.yaml", "history.jsonl", "best.keras"):
+    for name in ("config.yaml", "history.jsonl", "best.keras", "report/thesis.tex"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
+    with pytest.raises(ke.UserError, match="not a run"):
+        folder.check(overwrite=True)  # somebody else's config.yaml
+    folder.write_json(folder.environment, {"versions": {"keras_emr": "0.1"}})
     folder.check(overwrite=True)
     folder.prepare(overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "notes.txt"]
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["notes.txt", "report/thesis.tex"]
 
 
 def test_writing_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
