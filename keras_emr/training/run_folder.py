@@ -85,7 +85,7 @@ class RunFolder:
 
     def _unusable(self, error):
         return UserError(
-            f"out: cannot use this folder: {error.strerror}. Received: {str(self.path)[:200]!r}. "
+            f"out: cannot use this folder: {error.strerror}. Received: {str(self.path)!r}. "
             "Choose another --out."
         )
 
