@@ -45,4 +45,5 @@ def test_flags_in_the_readme_exist():
     known |= {"--config", "--json", "--resume", "--overwrite"}
     commands = [line for b in blocks("sh") for line in b.splitlines() if "keras-emr " in line]
     flags = {flag for line in commands for flag in re.findall(r"--[a-z][a-z-]+", line)}
+    flags = {flag.replace("--no-", "--") for flag in flags}
     assert flags and flags <= known
