@@ -23,6 +23,13 @@ def norm(delta, kind):
     return ops.sqrt(ops.sum(ops.square(delta), axis=axes))
 
 
+def ascent(gradient, kind):
+    """Steepest-ascent direction of length one: ``sign(g)`` (linf) or ``g / (||g||_2 + 1e-10)``."""
+    if kind == "linf":
+        return ops.sign(gradient)
+    return gradient / (per_example(norm(gradient, "l2"), gradient) + 1e-10)
+
+
 def shrink(delta, epsilon):
     """``delta`` scaled, per example, into the L2 ball of radius ``epsilon``."""
     length = norm(delta, "l2")

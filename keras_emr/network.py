@@ -46,6 +46,11 @@ class Network:
     def __init__(self, model):
         self.model = model
 
+    @property
+    def classes(self):
+        """Number of classes K."""
+        return self.model.output_shape[-1]
+
     def _call(self, values, x, training):
         # The scope is entered inside the function that is differentiated: entered around it,
         # JAX leaks tracers as soon as a layer writes state. It maps *all* variables, because

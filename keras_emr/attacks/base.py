@@ -5,10 +5,11 @@ from __future__ import annotations
 from keras import ops
 
 from keras_emr import backend, losses
+from keras_emr.attacks import starts
 from keras_emr.geometry import NORMS
 from keras_emr.part import Part, non_negative, one_of, whole
 
-OBJECTIVES = ("cross_entropy", "kl", "margin")
+OBJECTIVES = ("cross_entropy", "kl", "margin", "probability")
 
 
 class Objective:
@@ -16,8 +17,8 @@ class Objective:
 
     Args:
         logits_fn: ``x -> logits``, weights frozen.
-        name: ``cross_entropy``, ``kl`` (to the logits at ``x``; labels unused) or ``margin``
-            (Carlini-Wagner, kappa = 50).
+        name: ``cross_entropy``, ``kl`` (to the logits at ``x``; labels unused), ``margin``
+            (Carlini-Wagner, kappa = 50) or ``probability`` (minus that of the true class).
         x: (N, H, W, C) clean images, the reference of ``kl``.
         y: (N,) integer labels.
         unroll: unroll loops (the step is compiled by XLA).
@@ -36,14 +37,28 @@ class Objective:
             return losses.kl_divergence(self.reference, logits)
         if self.name == "margin":
             return losses.margin_loss(self.y, logits)
+        if self.name == "probability":
+            return -ops.exp(-losses.cross_entropy(self.y, logits))
         return losses.cross_entropy(self.y, logits)
+
+    def value(self, x):
+        """(N,) objective at the images ``x``."""
+        return self.loss(self.logits(x))
+
+    def value_and_gradient(self, x):
+        """Objective (N,) and the input gradient of its *sum*, shape of ``x``; both detached."""
+        value, _, gradient = backend.value_and_grad(lambda x: (self.value(x), ()), x)
+        return value, gradient
 
     def gradient(self, x):
         """Input gradient of the *sum* of the per-example objectives, shape of ``x``."""
+        return self.value_and_gradient(x)[1]
+
+    def output_gradient(self, x, weights):
+        """Input gradient of ``sum(weights * logits)``, weights (N, K); shape of ``x``."""
 
         def value(x):
-            logits = self.logits(x)
-            return self.loss(logits), logits
+            return ops.sum(weights * self.logits(x), axis=-1), ()
 
         return backend.value_and_grad(value, x)[2]
 
@@ -51,13 +66,16 @@ class Objective:
 class Attack(Part):
     """An inner maximiser: ``attack(objective, x, sampler) -> x_adv``.
 
-    One attack serves training and evaluation. A subclass gives ``begin`` (the first state, a
-    tuple of tensors of which the first is the current image) and ``step``.
+    One attack serves training and evaluation. A subclass gives ``step`` and, where its state is
+    more than the current image, ``begin`` and ``result``. Random numbers are drawn in ``draw``
+    and nowhere else: evaluation draws them on the host.
 
     Args:
         epsilon: radius of the ball, in units of [0, 1] images; >= 0.
         norm: ``linf`` or ``l2``.
         steps: iterations, >= 1.
+        start: ``uniform``, ``gaussian``, ``none`` or ``odi`` (:func:`starts.first_image`).
+            ``None``: the defense's own in training, ``uniform`` in evaluation.
         restarts: independent runs, >= 1. An example is broken if any run breaks it; of an
             unbroken example the run with the highest loss is returned.
         objective: what to maximise; ``None``: what the defense asks for in training,
@@ -66,28 +84,45 @@ class Attack(Part):
 
     name = "attack"
 
-    def __init__(self, epsilon, norm="linf", steps=10, restarts=1, objective=None):
+    def __init__(self, epsilon, norm="linf", steps=10, start=None, restarts=1, objective=None):
         self.epsilon = non_negative("epsilon", epsilon)
         self.norm = one_of("norm", norm, NORMS)
         self.steps = whole("steps", steps, 1)
+        self.start = one_of("start", start, (None, *starts.STARTS))
         self.restarts = whole("restarts", restarts, 1)
         self.objective = one_of("objective", objective, (None, *OBJECTIVES))
 
-    def begin(self, x, sampler):
-        """First state: a tuple of tensors, the current image first."""
-        raise NotImplementedError
+    def draw(self, x, sampler, classes=None):
+        """Every random number of one run: a tuple of tensors. ``classes``: K, for ``odi``."""
+        return starts.draw(self.start or "uniform", x, sampler, self.norm, classes)
+
+    def begin(self, objective, x, drawn):
+        """First state: a tuple of tensors."""
+        kind = self.start or "uniform"
+        return (starts.first_image(kind, objective, x, drawn, self.epsilon, self.norm),)
 
     def step(self, objective, x, state):
         """Next state; same structure, shapes and dtypes."""
         raise NotImplementedError
 
-    def __call__(self, objective, x, sampler):
+    def result(self, state):
+        """The adversarial images in a state: by default its first entry, the last iterate."""
+        return state[0]
+
+    def referee(self):
+        """The attack that validation uses unless told otherwise: PGD of the same strength."""
+        from keras_emr.attacks.pgd import PGD
+
+        return PGD(self.epsilon, self.norm, self.steps, objective="cross_entropy", start="uniform")
+
+    def __call__(self, objective, x, sampler, classes=None):
         """Attack a batch inside a compiled step.
 
         Args:
             objective: :class:`Objective`.
             x: (N, H, W, C) images in [0, 1].
             sampler: source of random numbers (``keras_emr.sampling``).
+            classes: number of classes, which the start ``odi`` needs.
 
         Returns:
             (N, H, W, C) adversarial images, within ``epsilon`` of ``x`` and in [0, 1], detached.
@@ -97,10 +132,10 @@ class Attack(Part):
             state = backend.loop(
                 self.steps,
                 lambda i, state: self.step(objective, x, state),
-                self.begin(x, sampler),
+                self.begin(objective, x, self.draw(x, sampler, classes)),
                 unroll=objective.unroll,
             )
-            found = ops.stop_gradient(state[0])
+            found = ops.stop_gradient(self.result(state))
             if self.restarts == 1:
                 return found
             best = self._better(objective, best, found)

@@ -112,6 +112,7 @@ class _Run:
         self.batch_size = batch_size
         self.network = Network(model)
         self._predict = backend.compiled(self._correct, model.variables)
+        self._begin = backend.compiled(self._first, model.variables)
         self._step = backend.compiled(self._advance, model.variables)
         self._loss = backend.compiled(self._final_loss, model.variables)
 
@@ -120,6 +121,9 @@ class _Run:
 
     def _correct(self, x, y):
         return (losses.correct(y, self.network.frozen()(x)),)
+
+    def _first(self, x, y, drawn):
+        return self.attack.begin(self._objective(x, y), x, drawn)
 
     def _advance(self, x, y, state):
         return self.attack.step(self._objective(x, y), x, state)
@@ -135,10 +139,12 @@ class _Run:
         rows, size = len(x), self.batch_size
         sampler = ExampleSampler(seed, restart, padded(index, size))
         x, y = (ops.convert_to_tensor(padded(a, size)) for a in (x, y))
-        state = tuple(self.attack.begin(x, sampler))
+        drawn = self.attack.draw(x, sampler, self.network.classes)
+        state = self._begin(x, y, drawn)
         for _ in range(self.attack.steps):
             state = self._step(x, y, state)
-        found, loss = state[0], self._loss(x, y, state[0])
+        found = self.attack.result(state)
+        loss = self._loss(x, y, found)
         return ops.convert_to_numpy(found)[:rows], ops.convert_to_numpy(loss)[:rows]
 
 

@@ -94,7 +94,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.model = model
         self.defense = defense
         self.attack = attack and attack.with_defaults(**defense.attack_defaults)
-        self.eval_attack = eval_attack or (attack and _default_eval_attack(attack))
+        self.eval_attack = eval_attack or (attack and attack.referee())
         self.regularizers = [r for r in regularizers if r.weight > 0]
         for regularizer in self.regularizers:
             regularizer.check(model, defense.needs_adversarial)
@@ -171,7 +171,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             logits_fn, attack.objective or "cross_entropy", x, y, unroll=self.jit_compile
         )
         sampler = StreamSampler(self.attack_seed if training else _VALIDATION_SEED)
-        return attack(objective, x, sampler)
+        return attack(objective, x, sampler, network.classes)
 
     def robust_step(self, x, y, sample_weight, training):
         """The computation that every backend's ``train_step`` and ``test_step`` share.
@@ -257,10 +257,3 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             config[key] = deserialize(config[key])
         config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
         return cls(**config)
-
-
-def _default_eval_attack(attack):
-    """The training attack's strength, on cross-entropy from a uniform start."""
-    changes = {"objective": "cross_entropy", "start": "uniform"}
-    config = attack.get_config()
-    return type(attack)(**{**config, **{k: v for k, v in changes.items() if k in config}})

@@ -83,7 +83,7 @@ def test_every_step(name, epsilon, alpha, update, start):
         v = np.clip(v, 0, 1)
     attack = PGD(epsilon, steps=6, step_size=alpha, start=start, **options)
     objective, x = problem.objective(name), ref.tensor(problem.x)
-    state = attack.begin(x, sampler())
+    state = attack.begin(objective, x, attack.draw(x, sampler()))
     np.testing.assert_allclose(ref.numpy(state[0]), v, atol=1e-6)
     path = 0.0
     for _ in range(6):
@@ -115,7 +115,8 @@ def test_gaussian_start_is_not_clipped():
     for norm in ("linf", "l2"):
         # Nor is it projected: 0.001 n is far outside this ball.
         attack = PGD(1e-5, norm, start="gaussian")
-        got = ref.numpy(attack.begin(ref.tensor(problem.x), Given(normals=[noise]))[0])
+        drawn = attack.draw(ref.tensor(problem.x), Given(normals=[noise]))
+        got = ref.numpy(attack.begin(None, ref.tensor(problem.x), drawn)[0])
         np.testing.assert_allclose(got, problem.x + 0.001 * noise, atol=1e-7)
         assert got.min() < -1e-4 and got.max() > 1.0001
 
@@ -124,7 +125,8 @@ def test_uniform_start_is_clipped():
     problem = Linear()
     problem.x[:, 0], problem.x[:, 1] = 0.0, 1.0
     uniform = np.random.default_rng(1).uniform(size=problem.x.shape)
-    got = PGD(0.3, start="uniform").begin(ref.tensor(problem.x), Given([uniform]))[0]
+    attack, x = PGD(0.3, start="uniform"), ref.tensor(problem.x)
+    got = attack.begin(None, x, attack.draw(x, Given([uniform])))[0]
     want = np.clip(problem.x + 0.3 * (2 * uniform - 1), 0, 1)
     np.testing.assert_allclose(ref.numpy(got), want, atol=1e-6)
 

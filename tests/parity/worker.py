@@ -63,8 +63,8 @@ class FixedAttack(ke.PGD):
 
     given = None
 
-    def __call__(self, objective, x, sampler):
-        return super().__call__(objective, x, Given(self.given))
+    def __call__(self, objective, x, sampler, classes=None):
+        return super().__call__(objective, x, Given(self.given), classes)
 
 
 def main(source, target):
@@ -90,7 +90,7 @@ def main(source, target):
         objective = Objective(network.frozen(), name, x, y)
         keep(f"gradient/{name}", objective.gradient(x_adv))
         attack = ke.PGD(EPSILON, steps=1, start="uniform")
-        state = attack.begin(x, Given(given))
+        state = attack.begin(objective, x, attack.draw(x, Given(given)))
         keep(f"sign/{name}", attack.step(objective, x, state)[0] - x)
     margins = ke.effective_margins(model, given["x"], given["y"])
     keep("margins/l2", margins.l2)

@@ -61,7 +61,7 @@ def test_torch_reads_nothing_back_between_steps():
     attack = ke.PGD(0.1, steps=5)
     x, y = torch.tensor(X), torch.tensor(Y)
     objective = Objective(Network(model).frozen(), "cross_entropy", x, y)
-    state = attack.begin(x, StreamSampler(3))
+    state = attack.begin(objective, x, attack.draw(x, StreamSampler(3)))
     with Count() as count:
         for _ in range(attack.steps):
             state = attack.step(objective, x, state)
