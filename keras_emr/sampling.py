@@ -6,10 +6,20 @@ from keras import ops
 
 
 class StreamSampler:
-    """Draws inside the compiled step from a ``SeedGenerator`` (or an int: the same each time)."""
+    """Draws inside the compiled step from a ``SeedGenerator``.
+
+    From an int instead, the same sequence of draws each time the sampler is made: every draw has
+    a seed of its own, so that restarts differ.
+    """
 
     def __init__(self, seed):
-        self.seed = seed
+        self._seed = seed
+
+    @property
+    def seed(self):
+        if isinstance(self._seed, int):
+            self._seed += 1
+        return self._seed
 
     def uniform(self, shape, low=-1.0, high=1.0):
         return keras.random.uniform(shape, low, high, dtype=keras.config.floatx(), seed=self.seed)

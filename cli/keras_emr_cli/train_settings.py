@@ -9,7 +9,7 @@ from keras_emr_cli.settings import Setting
 
 BACKENDS = ("tensorflow", "jax", "torch")
 NORMS = ("linf", "l2")
-SEEDS = 2**32  # what Keras accepts
+SEEDS = 2**31  # what Keras accepts on every backend
 
 
 def _group(name, *settings):

@@ -109,6 +109,11 @@ class Attack(Part):
         """The adversarial images in a state: by default its first entry, the last iterate."""
         return state[0]
 
+    @property
+    def stuck(self):
+        """Whether it starts where its objective has no gradient: the KL divergence at ``x``."""
+        return self.objective == "kl" and self.start == "none"
+
     def referee(self):
         """The attack that validation uses unless told otherwise: PGD of the same strength."""
         from keras_emr.attacks.pgd import PGD

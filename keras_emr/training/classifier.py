@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 from keras import ops
 
@@ -28,7 +30,7 @@ _VALIDATION_SEED = 2**20
 
 @keras.saving.register_keras_serializable("keras_emr")
 class PerExampleMean(keras.losses.Loss):
-    """Keras's own weighting and reduction of per-example losses, ``tf.distribute`` included."""
+    """Keras's own weighting and reduction of per-example losses."""
 
     def call(self, y_true, y_pred):
         return y_pred
@@ -94,6 +96,12 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.model = model
         self.defense = defense
         self.attack = attack and attack.with_defaults(**defense.attack_defaults)
+        if defense.needs_adversarial and self.attack.stuck:
+            raise UserError(
+                f"attack {attack.name!r} starts at the clean image, where the gradient of the KL "
+                f"divergence is zero. Received: defense={defense.name!r}, start='none'. Use "
+                "attack pgd, or objective='cross_entropy'."
+            )
         self.eval_attack = eval_attack or (attack and attack.referee())
         self.regularizers = [r for r in regularizers if r.weight > 0]
         for regularizer in self.regularizers:
@@ -103,7 +111,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 
         self.attack_seed = keras.random.SeedGenerator(seed, name="attack_seed")
-        self.regularizer_seed = keras.random.SeedGenerator(seed, name="regularizer_seed")
+        other_seed = (seed + 2**30) % 2**31  # torch takes no larger one
+        self.regularizer_seed = keras.random.SeedGenerator(other_seed, name="regularizer_seed")
         self.epoch = self.add_weight(
             shape=(),
             dtype="int32",
@@ -123,7 +132,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
     def build(self, input_shape):
         if not self.model.built:
             self.model.build(input_shape)
-        require_logits(self.model)
+        require_logits(self.model, input_shape[1:])
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
@@ -159,7 +168,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             callbacks = [tracker, callbacks]
         else:
             callbacks = [tracker, *(callbacks or [])]
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        with backend.preserve_random_state():
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def find_adversarial(self, network, x, y, training):
         """Inner maximisation: adversarial images for a batch, or ``None`` without an attack."""
@@ -181,32 +191,40 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         """
         x = ops.cast(x, keras.config.floatx())
         y = ops.cast(ops.reshape(y, (-1,)), "int32")
+        epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
         x_adv = self.find_adversarial(network, x, y, training)
 
         # Clean and adversarial images in passes of their own: in one batch they would share
         # BatchNorm statistics, which is another algorithm.
         clean = adversarial = None
+        layer_losses = []
         if self.defense.needs_clean:
             clean = self.model(x, training=training)
-        if x_adv is not None and (self.defense.needs_adversarial or not training):
+            layer_losses.append(self.model.losses)  # now: the next call of the model clears them
+        if self.defense.needs_adversarial:
             adversarial = self.model(x_adv, training=training)
-        # Collected now: the next call of the model, inside a regularizer, clears them.
-        extra_losses = self.model.losses
+            layer_losses.append(self.model.losses)
+        elif x_adv is not None:
+            adversarial = network.frozen()(x_adv)
         shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
         shown = losses.widen(shown)
 
-        per_example = self.defense.loss(y, clean, adversarial, self.epoch.value)
+        per_example = self.defense.loss(y, clean, adversarial, epoch)
+        known = (y >= 0) & (y < shown.shape[-1])
+        # Nobody's label would be learned without a word: NaN stops the run.
+        per_example = ops.where(known, per_example, float("nan"))
         loss = self.mean_over_batch(y, per_example, sample_weight)
         sampler = StreamSampler(self.regularizer_seed if training else _VALIDATION_SEED)
         for regularizer, metric in zip(self.regularizers, self.regularizer_metrics, strict=True):
             attacked = x_adv if self.defense.needs_adversarial else None
             penalty = regularizer(network, x, attacked, y, sampler)
-            scale = regularizer.scale(self.epoch.value, ops.shape(x)[0])
+            scale = regularizer.scale(epoch, ops.shape(x)[0])
             loss = loss + scale * self.mean_over_batch(y, penalty, sample_weight)
             metric.update_state(penalty, sample_weight)
-        for extra in extra_losses:
-            loss = loss + ops.cast(extra, loss.dtype)
+        # The mean over the passes: penalties of weights count once, those of activities are shared.
+        for extra in itertools.chain(*layer_losses):
+            loss = loss + ops.cast(extra, loss.dtype) / len(layer_losses)
 
         self.loss_metric.update_state(loss, sample_weight=ops.shape(y)[0])
         self.accuracy_metric.update_state(losses.correct(y, shown), sample_weight)
