@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_emr import backend
+from keras_emr.errors import UserError
 
 _LOW_PRECISION = ("float16", "bfloat16")
 
@@ -49,7 +50,17 @@ class Network:
     @property
     def classes(self):
         """Number of classes K."""
-        return self.model.output_shape[-1]
+        shape = getattr(self.model, "output_shape", None)
+        if shape is None:  # a subclassed model: traced once for its shape
+            built_with = self.model.get_build_config()
+            if built_with is None:
+                raise UserError(
+                    f"the model is not built. Received: model {self.model.name!r}. Call it on a "
+                    "batch of images first."
+                )
+            images = keras.KerasTensor(built_with["input_shape"])
+            shape = _Outline(self.frozen()).compute_output_spec(images).shape
+        return shape[-1]
 
     def _call(self, values, x, training):
         # The scope is entered inside the function that is differentiated: entered around it,
@@ -73,3 +84,11 @@ class Network:
             v.value if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
         return lambda x: self._call(values, x, training)
+
+
+class _Outline(keras.Operation):
+    """A function whose output shape can be asked for."""
+
+    def __init__(self, fn):
+        super().__init__()
+        self.call = fn

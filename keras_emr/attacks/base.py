@@ -110,6 +110,18 @@ class Attack(Part):
         return state[0]
 
     @property
+    def variables(self):
+        """Weights that the attack itself has."""
+        return []
+
+    def describe(self):
+        """Name and every option as plain values, for reports."""
+        options = self.get_config()
+        if hasattr(self, "alpha"):
+            options["step_size"] = self.alpha
+        return {"name": self.name, **options}
+
+    @property
     def stuck(self):
         """Whether it starts where its objective has no gradient: the KL divergence at ``x``."""
         return self.objective == "kl" and self.start == "none"

@@ -29,6 +29,25 @@ def value_and_grad(fn, x):
     return jax.lax.stop_gradient((value, aux, gradient))
 
 
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of arrays.
+
+    Args:
+        fn: ``values -> (scalar, aux)``.
+        values: list of arrays.
+
+    Returns:
+        ``(aux, gradients)``, both without history.
+    """
+    gradients, aux = jax.grad(fn, has_aux=True)(values)
+    return jax.lax.stop_gradient((aux, gradients))
+
+
+def update(optimizer, gradients, variables):
+    """One step of ``optimizer``, within the scope that holds the variables' values."""
+    optimizer.apply(gradients, variables)
+
+
 def vjp(fn, x):
     """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
     out, pullback = jax.vjp(fn, x)
@@ -77,37 +96,59 @@ def devices():
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on JAX."""
 
-    def _stateless_step(self, state, optimizer_variables, data, training):
-        """``robust_step`` as a pure function: ``(scaled loss, (logs, new state))``."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        groups = (self.trainable_variables, self.non_trainable_variables, self.metrics_variables)
-        if training:
-            groups, state = (*groups, self.optimizer.variables), (*state, optimizer_variables)
+    def _stateless(self, state, compute):
+        """``compute()`` as a pure function of ``state``.
+
+        Args:
+            state: values of the trainable, non-trainable and metric variables and, in training,
+                of the optimizer's.
+
+        Returns:
+            ``(result, (non-trainable, metrics))``: the new values.
+        """
+        groups = [self.trainable_variables, self.non_trainable_variables, self.metrics_variables]
+        if len(state) > len(groups):
+            groups.append(self.optimizer.variables)
         mapping = []
         for variables, values in zip(groups, state, strict=True):
             mapping += zip(variables, values, strict=True)
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            loss, logs = self.robust_step(x, y, sample_weight, training=training)
-            if training:
-                loss = self.optimizer.scale_loss(loss)
-        new_state = [[scope.get_current_value(v) for v in group] for group in groups[1:3]]
-        return loss, (logs, new_state)
+            result = compute()
+        return result, [[scope.get_current_value(v) for v in group] for group in groups[1:3]]
 
     def train_step(self, state, data):
         trainable, non_trainable, optimizer_variables, metrics = state
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
         def scaled_loss(trainable):
-            return self._stateless_step(
-                (trainable, non_trainable, metrics), optimizer_variables, data, training=True
-            )
+            def compute():
+                loss, logs = self.robust_step(x, y, sample_weight, training=True)
+                return self.optimizer.scale_loss(loss), logs
 
-        gradients, (logs, (non_trainable, metrics)) = jax.grad(scaled_loss, has_aux=True)(trainable)
-        trainable, optimizer_variables = self.optimizer.stateless_apply(
-            optimizer_variables, gradients, trainable
-        )
+            (loss, logs), new = self._stateless(
+                (trainable, non_trainable, metrics, optimizer_variables), compute
+            )
+            return loss, (logs, new)
+
+        logs = {}
+        if not self._maximizer_alone:
+            gradients, (logs, (non_trainable, metrics)) = jax.grad(scaled_loss, has_aux=True)(
+                trainable
+            )
+            trainable, optimizer_variables = self.optimizer.stateless_apply(
+                optimizer_variables, gradients, trainable
+            )
+        if self._maximizer_alone or self._learns == "alternating":
+            more, (non_trainable, metrics) = self._stateless(
+                (trainable, non_trainable, metrics), lambda: self.maximizer_step(x, y)
+            )
+            logs = {**logs, **more}
         return logs, (trainable, non_trainable, optimizer_variables, metrics)
 
     def test_step(self, state, data):
         trainable, _, _ = state
-        _, (logs, (non_trainable, metrics)) = self._stateless_step(state, None, data, False)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        (_, logs), (non_trainable, metrics) = self._stateless(
+            state, lambda: self.robust_step(x, y, sample_weight, training=False)
+        )
         return logs, (trainable, non_trainable, metrics)

@@ -24,6 +24,28 @@ def value_and_grad(fn, x):
     return tf.stop_gradient(value), tf.nest.map_structure(tf.stop_gradient, aux), gradient
 
 
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of tensors.
+
+    Args:
+        fn: ``values -> (scalar, aux)``.
+        values: list of tensors.
+
+    Returns:
+        ``(aux, gradients)``, both without history.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        scalar, aux = fn(values)
+    gradients = tape.gradient(scalar, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return tf.nest.map_structure(tf.stop_gradient, (aux, gradients))
+
+
+def update(optimizer, gradients, variables):
+    """One step of ``optimizer``."""
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+
 def vjp(fn, x):
     """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
     tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -78,11 +100,15 @@ class StepMixin:
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._maximizer_alone:
+            return self.maximizer_step(x, y)
         with tf.GradientTape() as tape:
             loss, logs = self.robust_step(x, y, sample_weight, training=True)
             loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, self.trainable_weights)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        if self._learns == "alternating":
+            logs |= self.maximizer_step(x, y)
         return logs
 
     def test_step(self, data):

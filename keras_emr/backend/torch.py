@@ -29,6 +29,29 @@ def value_and_grad(fn, x):
     return value.detach(), aux, gradient.detach()
 
 
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of tensors.
+
+    Args:
+        fn: ``values -> (scalar, aux)``.
+        values: list of tensors.
+
+    Returns:
+        ``(aux, gradients)``, both without history.
+    """
+    with torch.enable_grad():
+        values = [value.detach().requires_grad_(True) for value in values]
+        scalar, aux = fn(values)
+        gradients = torch.autograd.grad(scalar, values, allow_unused=True, materialize_grads=True)
+    return keras.tree.map_structure(lambda t: t.detach(), (aux, list(gradients)))
+
+
+def update(optimizer, gradients, variables):
+    """One step of ``optimizer``."""
+    with torch.no_grad():
+        optimizer.apply(gradients, variables)
+
+
 def vjp(fn, x):
     """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
     # Evaluation runs under `no_grad`; without weights to train there is no second derivative.
@@ -93,6 +116,8 @@ class StepMixin:
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._maximizer_alone:
+            return self.maximizer_step(x, y)
         loss, logs = self.robust_step(x, y, sample_weight, training=True)
         weights = self.trainable_weights
         gradients = torch.autograd.grad(
@@ -100,6 +125,8 @@ class StepMixin:
         )
         with torch.no_grad():
             self.optimizer.apply(list(gradients), weights)
+        if self._learns == "alternating":
+            logs |= self.maximizer_step(x, y)
         return logs
 
     def test_step(self, data):

@@ -39,5 +39,4 @@ def scorecard(model, attack, x, y, *, batch_size=256, seed=0, progress=None):
 
 def describe_attack(attack):
     """Name and every option of ``attack`` as they were in force in an evaluation."""
-    config = attack.with_defaults(objective="cross_entropy", start="uniform").get_config()
-    return {"name": attack.name, **config, "step_size": attack.alpha}
+    return attack.with_defaults(objective="cross_entropy", start="uniform").describe()

@@ -10,6 +10,7 @@ from keras import ops
 from keras_emr import backend, losses
 from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.base import Attack, Objective
+from keras_emr.attacks.learned import LearnedAttack
 from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.logits import require_logits
@@ -18,12 +19,14 @@ from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
 from keras_emr.sampling import StreamSampler
 from keras_emr.training.callbacks import EpochTracker
+from keras_emr.training.meta_update import ascend
 
 # Loading a saved classifier finds parts by their registered names: all must have been imported.
 ATTACKS.load_all()
 DEFENSES.load_all()
 
 ATTACK_MODES = ("inference", "training")
+MAXIMIZER_UPDATES = ("joint", "alternating", "frozen")
 # Validation repeats the same start noise every epoch, so that epochs can be compared.
 _VALIDATION_SEED = 2**20
 
@@ -48,7 +51,13 @@ class RobustClassifier(backend.StepMixin, keras.Model):
     regularizer (``emr``: the mean unweighted penalty), and their ``val_`` twins. In training the
     accuracies are those of the passes that the loss makes (training mode); a defense that never
     looks at clean images gets an inference pass for ``accuracy``. ``robust_accuracy`` is absent
-    where there is no attack.
+    where there is no attack. Where a learned maximizer is trained: ``inner_loss`` (the objective
+    of its attack at the last step) and ``skipped_updates`` (updates of an epoch left out because
+    a gradient was not finite).
+
+    With ``attack=LearnedAttack(...)`` the maximizer's weights phi are trained with the classifier
+    (Xiong & Hsieh, ECCV 2020: RNN-Adv with defense ``at``, RNN-TRADES with ``trades``), by an
+    optimizer of their own; for ``compile``'s optimizer they are not trainable.
 
     Args:
         model: Keras classifier, (N, H, W, C) images in [0, 1] to (N, K) **logits**.
@@ -61,6 +70,9 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             step size.
         attack_mode: ``inference`` (BatchNorm statistics frozen, no dropout) or ``training`` mode
             of the network while it is attacked in training. Evaluation always uses inference.
+        maximizer_update: ``joint``: one attack serves both updates of a batch; ``alternating``:
+            after the classifier's update the batch is attacked anew for phi's (Jiang et al.,
+            AISTATS 2021; a second attack per batch); ``frozen``: phi stays as it is.
         seed: of the training attack's noise; not shared with the model's own seeds.
 
     Raises:
@@ -75,6 +87,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         regularizers=(),
         eval_attack=None,
         attack_mode="inference",
+        maximizer_update="joint",
         seed=0,
         **kwargs,
     ):
@@ -88,6 +101,12 @@ class RobustClassifier(backend.StepMixin, keras.Model):
                     f"{field} must be an attack such as keras_emr.PGD(epsilon=8/255). "
                     f"Received: {value!r}."
                 )
+        if isinstance(eval_attack, LearnedAttack):
+            raise UserError(
+                "validation needs an attack that is not trained to please the classifier. "
+                f"Received: eval_attack={eval_attack.name!r}. Use keras_emr.PGD(...); afterwards "
+                "keras_emr.evaluate_attack takes learned attacks too."
+            )
         if defense.needs_adversarial and attack is None:
             raise UserError(
                 f"defense {defense.name!r} needs an attack. Received: attack=None. Pass for "
@@ -107,6 +126,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         for regularizer in self.regularizers:
             regularizer.check(model, defense.needs_adversarial)
         self.attack_mode = one_of("attack_mode", attack_mode, ATTACK_MODES)
+        self.maximizer_update = one_of("maximizer_update", maximizer_update, MAXIMIZER_UPDATES)
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 
@@ -126,13 +146,35 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.accuracy_metric = mean(name="accuracy")
         self.robust_accuracy_metric = mean(name="robust_accuracy")
         self.regularizer_metrics = [mean(name=r.name) for r in self.regularizers]
+        self.maximizer = attack.maximizer if isinstance(attack, LearnedAttack) else None
+        self.maximizer_optimizer = None
+        self._maximizer_alone = False
+        if self.maximizer is not None:
+            self.inner_loss_metric = mean(name="inner_loss")
+            self.skipped_metric = keras.metrics.Sum(name="skipped_updates")
         if model.built:
+            self.build(model.input_shape)
             self.built = True
 
     def build(self, input_shape):
         if not self.model.built:
             self.model.build(input_shape)
-        require_logits(self.model, input_shape[1:])
+            require_logits(self.model, input_shape[1:])
+        if self.maximizer is not None:
+            if not self.maximizer.built:
+                self.maximizer.build(input_shape)
+            self.maximizer.trainable = False
+            self._build_maximizer_optimizer()
+
+    def _build_maximizer_optimizer(self):
+        if self.maximizer_optimizer is not None and self.maximizer.built:
+            self.maximizer_optimizer.build(self.maximizer.variables)
+
+    @property
+    def _learns(self):
+        """How phi is trained: ``joint``, ``alternating`` or ``None``."""
+        attacked = self.maximizer is not None and self.defense.needs_adversarial
+        return self.maximizer_update if attacked and self.maximizer_update != "frozen" else None
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
@@ -142,14 +184,36 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         """Keras's metrics, with the loss tracker of this class in place of the private one."""
         return [self.loss_metric, *(m for m in super().metrics if m.name != "loss")]
 
-    def compile(self, optimizer="adam", loss=None, **kwargs):
-        """As ``keras.Model.compile``; the loss is the defense's and cannot be given."""
+    @property
+    def non_trainable_variables(self):
+        """Keras's, and the slots of phi's optimizer: a step changes them all."""
+        slots = self.maximizer_optimizer.variables if self.maximizer_optimizer else []
+        return [*super().non_trainable_variables, *slots]
+
+    def compile(self, optimizer="adam", loss=None, maximizer_optimizer=None, **kwargs):
+        """As ``keras.Model.compile``; the loss is the defense's and cannot be given.
+
+        Args:
+            maximizer_optimizer: for phi, which ascends; ``None``: Adam(1e-2, global_clipnorm=1).
+        """
         if loss is not None:
             raise UserError(
                 f"RobustClassifier takes its loss from the defense. Received: loss={loss!r}. "
                 "Leave it out, or write a keras_emr defense."
             )
         super().compile(optimizer=optimizer, **kwargs)
+        if self.maximizer is not None:
+            self.maximizer_optimizer = keras.optimizers.get(
+                maximizer_optimizer or keras.optimizers.Adam(1e-2, global_clipnorm=1.0)
+            )
+            self._build_maximizer_optimizer()
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.maximizer_optimizer is not None:
+            optimizer = keras.saving.serialize_keras_object(self.maximizer_optimizer)
+            config = {**config, "maximizer_optimizer": optimizer}
+        return config
 
     def compile_from_config(self, config):
         # Keras skips compilation on loading where `compile` is overridden.
@@ -171,17 +235,56 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         with backend.preserve_random_state():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
+    def fit_maximizer(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
+        """Train phi alone against the classifier as it is (a warm-up, or a frozen classifier).
+
+        Args as ``keras.Model.fit``; logs ``inner_loss`` and ``skipped_updates``.
+        """
+        if self._learns is None:
+            raise UserError(
+                "there is no maximizer to train. Received: "
+                f"attack={self.attack and self.attack.name!r}, "
+                f"maximizer_update={self.maximizer_update!r}. Expected a LearnedAttack, joint or "
+                "alternating."
+            )
+        self._maximizer_alone, self.train_function = True, None
+        try:
+            with backend.preserve_random_state():
+                return super().fit(x, y, batch_size, epochs, **kwargs)
+        finally:
+            self._maximizer_alone, self.train_function = False, None
+
+    def _objective(self, network, attack, x, y, training):
+        logits_fn = network.frozen(training and self.attack_mode == "training")
+        name = attack.objective or "cross_entropy"
+        return Objective(logits_fn, name, x, y, unroll=self.jit_compile)
+
     def find_adversarial(self, network, x, y, training):
         """Inner maximisation: adversarial images for a batch, or ``None`` without an attack."""
         attack = self.attack if training else self.eval_attack
         if attack is None or (training and not self.defense.needs_adversarial):
             return None
-        logits_fn = network.frozen(training and self.attack_mode == "training")
-        objective = Objective(
-            logits_fn, attack.objective or "cross_entropy", x, y, unroll=self.jit_compile
-        )
+        if training and self._learns == "joint":
+            return self.train_maximizer(network, x, y)
+        objective = self._objective(network, attack, x, y, training)
         sampler = StreamSampler(self.attack_seed if training else _VALIDATION_SEED)
         return attack(objective, x, sampler, network.classes)
+
+    def train_maximizer(self, network, x, y):
+        """Attack a batch with the learned maximizer and update phi; returns the images."""
+        objective = self._objective(network, self.attack, x, y, training=True)
+        drawn = self.attack.draw(x, StreamSampler(self.attack_seed), network.classes)
+        x_adv, value, gradients = self.attack.meta_gradient(objective, x, drawn)
+        skipped = ascend(self.maximizer_optimizer, gradients, self.maximizer.variables)
+        self.inner_loss_metric.update_state(value)
+        self.skipped_metric.update_state(skipped)
+        return x_adv
+
+    def maximizer_step(self, x, y):
+        """A batch's update of phi alone; returns its metric results."""
+        x, y = _as_batch(x, y)
+        self.train_maximizer(Network(self.model), x, y)
+        return {m.name: m.result() for m in (self.inner_loss_metric, self.skipped_metric)}
 
     def robust_step(self, x, y, sample_weight, training):
         """The computation that every backend's ``train_step`` and ``test_step`` share.
@@ -189,8 +292,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         Returns:
             ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
         """
-        x = ops.cast(x, keras.config.floatx())
-        y = ops.cast(ops.reshape(y, (-1,)), "int32")
+        x, y = _as_batch(x, y)
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
         x_adv = self.find_adversarial(network, x, y, training)
@@ -231,16 +333,17 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         if adversarial is not None:
             self.robust_accuracy_metric.update_state(losses.correct(y, adversarial), sample_weight)
         logs = self.compute_metrics(x, y, shown, sample_weight)
-        if adversarial is None:
-            # An accuracy of 0 would be a lie: nothing was attacked.
-            logs.pop("robust_accuracy")
-        return loss, logs
+        # A zero would be a lie where nothing was attacked or learned.
+        absent = () if adversarial is not None else ("robust_accuracy",)
+        if self.maximizer is not None and not (training and self._learns == "joint"):
+            absent += ("inner_loss", "skipped_updates")
+        return loss, {name: value for name, value in logs.items() if name not in absent}
 
     # Keras keeps the state of seed generators out of weight files; without it a resumed run
     # would repeat the noise of the first epochs.
     def _seed_states(self):
         weights = {id(v) for v in self.weights}
-        return [v for v in self.non_trainable_variables if id(v) not in weights]
+        return [v for v in super().non_trainable_variables if id(v) not in weights]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -264,6 +367,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             "regularizers": [serialize(r) for r in self._given["regularizers"]],
             "eval_attack": serialize(self._given["eval_attack"]),
             "attack_mode": self.attack_mode,
+            "maximizer_update": self.maximizer_update,
             "seed": self.seed,
         }
 
@@ -275,3 +379,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             config[key] = deserialize(config[key])
         config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
         return cls(**config)
+
+
+def _as_batch(x, y):
+    return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")

@@ -1,0 +1,194 @@
+"""The learned inner maximizer as an attack (Xiong & Hsieh, ECCV 2020), and how it is trained."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_emr import backend
+from keras_emr.attacks.base import Attack
+from keras_emr.errors import UserError
+from keras_emr.maximizers.recurrent import as_maximizer
+from keras_emr.part import non_negative, one_of, register, whole
+
+STEP_WEIGHTS = ("linear", "uniform", "last")
+
+
+@register
+class LearnedAttack(Attack):
+    """T steps whose direction and length a trained network proposes.
+
+    ``x'_{t+1} = Pi(x'_t + s m_phi(g_t))``, ``g_t`` the input gradient of the summed objective, a
+    constant for ``phi``; ``Pi`` projects on the Linf ball and [0, 1]; ``s`` is epsilon, or the
+    maximizer's ``scale``. In training (:meth:`meta_gradient`) ``phi`` *ascends*
+
+        ``L(phi) = mean_i sum_{t=1..T} w_t l_i(x'_t)``.
+
+    Args:
+        epsilon, objective, restarts: see :class:`Attack`.
+        norm: ``linf``, the only one.
+        maximizer: a :class:`LearnedMaximizer`, a :class:`Generator`, or ``lstm`` or ``rnn`` for a
+            fresh one.
+        steps: T. A trained maximizer can be run for more steps than in training.
+        start: see :class:`Attack`; by default ``gaussian``, projected.
+        start_noise: its standard deviation.
+        step_weights: ``w_t``, normalised to sum 1: ``linear`` (t), ``uniform``, ``last``, or T
+            numbers >= 0.
+        bptt_horizon: truncate the chain of gradients every so many steps; ``None``: never.
+        latent: accumulate the steps before projection: ``z_{t+1} = z_t + s m_phi``,
+            ``x'_t = Pi(z_t)``.
+        straight_through: let gradients of ``phi`` pass the projection unchanged, instead of
+            stopping them where a pixel was clipped.
+
+    Raises:
+        UserError: an option out of range, or a norm other than ``linf``.
+    """
+
+    name = "learned"
+
+    def __init__(
+        self,
+        epsilon,
+        norm="linf",
+        maximizer="lstm",
+        steps=10,
+        start="gaussian",
+        start_noise=0.001,
+        step_weights="linear",
+        bptt_horizon=None,
+        latent=False,
+        straight_through=False,
+        restarts=1,
+        objective=None,
+    ):
+        super().__init__(epsilon, norm, steps, start, restarts, objective)
+        if norm != "linf":
+            raise UserError(
+                f"a learned maximizer works in the linf ball. Received: norm={norm!r}. Use pgd."
+            )
+        self.maximizer = as_maximizer(maximizer)
+        self.start_noise = non_negative("start_noise", start_noise)
+        self.step_weights = step_weights
+        self.weights = _normalized(step_weights, steps)
+        self.bptt_horizon = bptt_horizon and whole("bptt_horizon", bptt_horizon, 1)
+        self.latent = latent
+        self.straight_through = straight_through
+
+    @property
+    def variables(self):
+        return self.maximizer.variables
+
+    def begin(self, objective, x, drawn):
+        if self.start == "gaussian":
+            # Projected, unlike the start of the same name elsewhere: the unroll then never leaves
+            # the ball, and the first step's clipping mask is right.
+            image = self._project(x + self.start_noise * drawn[0], x)
+        else:
+            (image,) = super().begin(objective, x, drawn)
+        return (image, *((image,) * self.latent), *self.maximizer.initial_state(x))
+
+    def step(self, objective, x, state):
+        gradient = objective.gradient(state[0]) if self.maximizer.reads_gradient else None
+        state = self._move(x, state, gradient)
+        return keras.tree.map_structure(ops.stop_gradient, state)
+
+    def _move(self, x, state, gradient):
+        """The state after one proposed step; differentiable in the maximizer's weights."""
+        image, memory = state[0], state[1 + self.latent :]
+        proposed, memory = self.maximizer.call(image, gradient, memory)
+        scale = self.epsilon if self.maximizer.scale is None else self.maximizer.scale
+        moved = state[int(self.latent)] + scale * proposed
+        return (self._project(moved, x), *((moved,) * self.latent), *memory)
+
+    def _project(self, moved, x):
+        """Onto the ball and [0, 1], with the mask of its gradient written out.
+
+        At a tie the derivative of clipping differs by backend; many pixels are exactly 0 or 1.
+        """
+        low, high = ops.maximum(x - self.epsilon, 0.0), ops.minimum(x + self.epsilon, 1.0)
+        clipped = ops.stop_gradient(ops.minimum(ops.maximum(moved, low), high))
+        if self.straight_through:
+            return clipped + (moved - ops.stop_gradient(moved))
+        return ops.where((moved > low) & (moved < high), moved, clipped)
+
+    def unroll(self, objective, x, state):
+        """All steps, differentiable in ``phi``, at the price of T + 1 input gradients.
+
+        ``g_t`` is a constant for ``phi``, so ``sum_t w_t <g_t, x'_t(phi)>`` has exactly the
+        gradient of ``sum_t w_t l(x'_t(phi))``; the network itself is never differentiated twice
+        and none of its activations outlives a step.
+
+        Returns:
+            ``(surrogate, (x_adv, value))``: scalar; (N, H, W, C) last images; (N,) the objective
+            at them.
+        """
+        surrogate = 0.0
+        gradient = None
+        if self.maximizer.reads_gradient:
+            gradient = objective.gradient(ops.stop_gradient(state[0]))
+        for t, weight in enumerate(self.weights):
+            if t and self.bptt_horizon and t % self.bptt_horizon == 0:
+                state = keras.tree.map_structure(ops.stop_gradient, state)
+            before = state[0]
+            state = self._move(x, state, gradient)
+            if weight > 0 or self.maximizer.reads_gradient:
+                value, gradient = objective.value_and_gradient(ops.stop_gradient(state[0]))
+            if weight > 0:
+                surrogate = surrogate + weight * ops.sum(gradient * state[0])
+                surrogate = surrogate - weight * self.maximizer.penalty(state[0] - before)
+        return surrogate / ops.cast(ops.shape(x)[0], x.dtype), (
+            ops.stop_gradient(state[0]),
+            value,
+        )
+
+    def meta_gradient(self, objective, x, drawn):
+        """Attack a batch and find the direction in which ``phi`` would have attacked it better.
+
+        Args:
+            objective: :class:`Objective`.
+            x: (N, H, W, C) images in [0, 1].
+            drawn: random numbers of :meth:`draw`.
+
+        Returns:
+            ``(x_adv, value, gradients)``: adversarial images, the objective (N,) at them, and the
+            gradient of ``L(phi)`` with respect to each trained weight of the maximizer.
+        """
+        state = self.begin(objective, x, drawn)
+        values = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
+
+        def surrogate(values):
+            with keras.StatelessScope(list(zip(self.variables, values, strict=True))):
+                return self.unroll(objective, x, state)
+
+        (x_adv, value), gradients = backend.gradient(surrogate, values)
+        return x_adv, value, gradients
+
+    def describe(self):
+        facts = super().describe()
+        return {**facts, "maximizer": self.maximizer.describe()}
+
+    @classmethod
+    def from_config(cls, config):
+        maximizer = config["maximizer"]
+        if isinstance(maximizer, dict):
+            maximizer = keras.saving.deserialize_keras_object(maximizer)
+        return cls(**{**config, "maximizer": maximizer})
+
+
+def _normalized(rule, steps):
+    """``w_1 .. w_T`` with sum 1."""
+    if isinstance(rule, str):
+        one_of("step_weights", rule, STEP_WEIGHTS)
+        numbers = {
+            "linear": range(1, steps + 1),
+            "uniform": [1] * steps,
+            "last": [0] * (steps - 1) + [1],
+        }[rule]
+    else:
+        numbers = [non_negative("step_weights", w) for w in rule]
+        if len(numbers) != steps or not sum(numbers):
+            raise UserError(
+                f"step_weights must be {', '.join(STEP_WEIGHTS)} or {steps} numbers >= 0, not all "
+                f"zero. Received: {rule!r}."
+            )
+    return [number / sum(numbers) for number in numbers]

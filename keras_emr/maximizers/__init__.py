@@ -1,0 +1,1 @@
+"""Learned inner maximizers: small networks that turn input gradients into attack steps."""
