@@ -9,6 +9,7 @@ from keras import layers
 
 from keras_emr.errors import UserError
 from keras_emr.models.logits import require_logits
+from keras_emr.network import Network, full_precision
 
 SHAPE = (4, 4, 1)
 # Keras draws the seeds of initializers from `random`; set_random_seed would import TensorFlow.
@@ -32,6 +33,31 @@ class Subclassed(keras.Model):
 
     def call(self, x):
         return self.out(self.flat(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Gated(keras.Model):
+    """Logits from ``out``; a sigmoid gate is what was assigned last."""
+
+    def __init__(self, squash=False, **kwargs):
+        super().__init__(**kwargs)
+        self.squash = squash
+        self.flat = layers.Flatten()
+        self.out = layers.Dense(3)
+        self.gate = layers.Dense(3, activation="sigmoid")
+
+    def call(self, x):
+        flat = self.flat(x)
+        logits = 4.0 * self.out(flat) * self.gate(flat)
+        return keras.ops.softmax(logits) if self.squash else logits
+
+    def get_config(self):
+        return {**super().get_config(), "squash": self.squash}
+
+
+def built(model):
+    model(np.zeros((1, *SHAPE), "float32"))
+    return model
 
 
 def nested():
@@ -174,6 +200,74 @@ def test_a_subclassed_model_is_checked_once_it_is_built():
     model(np.zeros((1, *SHAPE), "float32"))
     with pytest.raises(UserError, match="must end in logits"):
         require_logits(model)
+
+
+def test_of_a_subclassed_model_only_the_numbers_count():
+    """Which layer was assigned last says nothing."""
+    random.seed(0)
+    assert require_logits(built(Gated())) is None
+    inside = keras.Sequential([keras.Input(SHAPE), Gated()])
+    assert require_logits(inside) is None
+    for model in (built(Gated(squash=True)), keras.Sequential([keras.Input(SHAPE), Gated(True)])):
+        with pytest.raises(UserError, match="non-negative and sum to 1"):
+            require_logits(model)
+
+
+def any_size(end):
+    x = keras.Input((None, None, 1))
+    return keras.Model(x, end(layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+
+
+@pytest.mark.parametrize("make", [lambda: Gated(squash=True), lambda: any_size(keras.ops.softmax)])
+def test_a_caller_may_know_the_shape_that_the_model_does_not(make):
+    assert require_logits(make()) is None
+    assert require_logits(make(), (None, None, 1)) is None
+    for shape in (SHAPE, list(SHAPE)):
+        with pytest.raises(UserError, match="non-negative and sum to 1"):
+            require_logits(make(), shape)
+    # Its own shape comes first.
+    assert require_logits(sequential(layers.Dense(3)), (9, 9, 3)) is None
+
+
+def test_a_network_knows_the_classes_of_every_kind_of_model():
+    for model in (sequential(layers.Dense(3)), any_size(layers.Activation("linear"))):
+        assert Network(model).classes == 3
+    assert Network(built(Gated())).classes == 3
+    with pytest.raises(UserError, match=r"not built\. Received: .*Call it"):
+        Network(Gated()).classes  # noqa: B018
+
+
+def test_what_we_borrow_from_keras_means_what_we_think():
+    """``full_precision`` stands on two private names: `_flatten_layers`, `_dtype_policy`."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inner = sequential(layers.Dense(5))
+        model = keras.Sequential([keras.Input(SHAPE), inner, layers.Dense(3)])
+    finally:
+        keras.config.set_dtype_policy(policy)
+    found = list(model._flatten_layers())
+    nested_layers = [model, *model.layers, *inner.layers]
+    assert all(any(layer is f for f in found) for layer in nested_layers)
+    for layer in nested_layers:
+        assert layer._dtype_policy is layer.dtype_policy
+    x = keras.ops.convert_to_tensor(np.random.default_rng(0).uniform(size=(4, *SHAPE)), "float32")
+
+    def dtype(output):
+        return keras.backend.standardize_dtype(output.dtype)
+
+    assert dtype(model(x)) == "float16"
+    with full_precision(model):
+        logits = model(x)
+        assert {layer.compute_dtype for layer in nested_layers} == {"float32"}
+    assert dtype(logits) == "float32"
+    assert {layer.compute_dtype for layer in nested_layers} == {"float16"}  # as they were
+    # Not float16 numbers in a wider type: what the weights give in float32.
+    rows = np.reshape(keras.ops.convert_to_numpy(x), (4, -1)).astype("float64")
+    for dense in (inner.layers[-1], model.layers[-1]):
+        kernel, bias = (keras.ops.convert_to_numpy(w).astype("float64") for w in dense.weights)
+        rows = rows @ kernel + bias
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(logits), rows, rtol=1e-5, atol=1e-6)
 
 
 def test_the_check_changes_nothing():
