@@ -37,7 +37,7 @@ def check_images(field: str, x) -> np.ndarray:
             f"{field}: no images. Received: shape {x.shape}. At least one image is needed."
         )
     if x.dtype.kind == "f":
-        _check_range(field, x)
+        check_range(field, x, bytes_fix="Divide by 255 first, or store uint8.")
     elif x.dtype != np.uint8:
         raise UserError(
             f"{field}: images must be uint8 in [0, 255] or float in [0, 1]."
@@ -46,7 +46,9 @@ def check_images(field: str, x) -> np.ndarray:
     return x[..., np.newaxis] if x.ndim == 3 else x
 
 
-def check_labels(field: str, y, count: int, classes: int | None = None) -> np.ndarray:
+def check_labels(
+    field: str, y, count: int, classes: int | None = None, classes_of: str = "y_train"
+) -> np.ndarray:
     """Check the labels of ``count`` images.
 
     Args:
@@ -54,6 +56,7 @@ def check_labels(field: str, y, count: int, classes: int | None = None) -> np.nd
         y: integer labels (N,), numbered from 0.
         count: the number of images that they belong to.
         classes: the number of classes K, when it is known: labels must be below it.
+        classes_of: what K is the number of classes of, for the message.
 
     Returns:
         int32 labels (N,).
@@ -84,7 +87,9 @@ def check_labels(field: str, y, count: int, classes: int | None = None) -> np.nd
             " Number the classes from 0."
         )
     if y.max() >= (classes or MAX_CLASSES):
-        limit = f"K={classes} classes in y_train" if classes else f"at most {MAX_CLASSES} classes"
+        limit = (
+            f"K={classes} classes in {classes_of}" if classes else f"at most {MAX_CLASSES} classes"
+        )
         raise UserError(
             f"{field}: labels must be below the number of classes."
             f" Received: label {y.max()}, with {limit}. Number the classes from 0, the same way"
@@ -137,6 +142,33 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
     return checked, classes
 
 
+def check_range(field: str, x: np.ndarray, bytes_fix: str = "Divide by 255 first.") -> None:
+    """Raise :class:`UserError` unless every pixel is finite and in [0, 1].
+
+    Args:
+        field: what messages call the array.
+        x: float images, at least one.
+        bytes_fix: the advice where the values look like bytes.
+    """
+    low, high = x.min(), x.max()  # NaN shows in both, so the usual case makes no temporary
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(
+            f"{field}: images must be finite. Received: {np.isnan(x).sum()} NaN and"
+            f" {np.isinf(x).sum()} Inf values. Repair or remove those images."
+        )
+    if low < 0 or high > 1:
+        shown = [str(value).removesuffix(".0") for value in (low, high)]
+        # Up to 16 it is not a byte: standardised values, or the raw 0..16 of scikit-learn's digits.
+        fix = (
+            bytes_fix
+            if 16 < high <= 255
+            else "Rescale to [0, 1] first; normalisation belongs inside the model."
+        )
+        raise UserError(
+            f"{field}: images must lie in [0, 1]. Received: min={shown[0]}, max={shown[1]}. {fix}"
+        )
+
+
 def to_unit_float(x: np.ndarray) -> np.ndarray:
     """Checked images as float32 in [0, 1]: uint8 is divided by 255, float32 is not copied."""
     if x.dtype == np.uint8:
@@ -154,24 +186,4 @@ def _refuse_objects(field: str, array: np.ndarray) -> None:
         raise UserError(
             f"{field}: a plain numeric array is needed. Received: dtype {array.dtype}."
             " Ragged lists give this: make all images the same size and stack them."
-        )
-
-
-def _check_range(field: str, x: np.ndarray) -> None:
-    low, high = x.min(), x.max()  # NaN shows in both, so the usual case makes no temporary
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError(
-            f"{field}: images must be finite. Received: {np.isnan(x).sum()} NaN and"
-            f" {np.isinf(x).sum()} Inf values. Repair or remove those images."
-        )
-    if low < 0 or high > 1:
-        shown = [str(value).removesuffix(".0") for value in (low, high)]
-        # Up to 16 it is not a byte: standardised values, or the raw 0..16 of scikit-learn's digits.
-        fix = (
-            "Divide by 255 first, or store uint8."
-            if 16 < high <= 255
-            else "Rescale to [0, 1] first; normalisation belongs inside the model."
-        )
-        raise UserError(
-            f"{field}: images must lie in [0, 1]. Received: min={shown[0]}, max={shown[1]}. {fix}"
         )
