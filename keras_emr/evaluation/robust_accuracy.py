@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_emr import backend, losses
 from keras_emr.attacks.base import Objective
-from keras_emr.errors import UserError
 from keras_emr.evaluation.batching import in_batches, padded
+from keras_emr.evaluation.inputs import checked_examples, require_finite
 from keras_emr.models.logits import require_logits
 from keras_emr.network import Network
 from keras_emr.sampling import ExampleSampler
@@ -67,16 +66,15 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
         :class:`AttackResult`.
 
     Raises:
-        UserError: the model ends in softmax, or there are no examples.
+        UserError: the model ends in softmax or gives NaN, there are no examples, images outside
+            [0, 1] or labels outside [0, K).
         InfeasibleAttack: the attack left its ball or [0, 1], or returned NaN.
     """
-    require_logits(model)
-    x = np.asarray(x, keras.config.floatx())
-    y = np.asarray(y, "int32")
-    if len(x) == 0 or len(x) != len(y):
-        raise UserError(f"nothing to attack. Received: {len(x)} images and {len(y)} labels.")
+    require_logits(model, np.shape(x)[1:])
+    x, y = checked_examples(x, y, Network(model).classes)
     run = _Run(model, attack, batch_size=min(batch_size, len(x)))
-    correct = run.correct(x, y)
+    correct, finite = run.judge(x, y)
+    require_finite(finite)
     robust = correct.copy()
     x_adv = x.copy()
     highest = np.full(len(x), -np.inf)
@@ -88,7 +86,7 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
             index = survivors[begin : begin + run.batch_size]
             found, loss = run.attack_batch(x[index], y[index], index, restart, seed)
             _require_feasible(attack, x[index], found)
-            still_right = run.correct(found, y[index])
+            still_right, _ = run.judge(found, y[index])
             keep = ~still_right | (loss > highest[index])
             x_adv[index[keep]] = found[keep]
             highest[index] = np.maximum(highest[index], loss)
@@ -111,16 +109,18 @@ class _Run:
         self.attack = attack
         self.batch_size = batch_size
         self.network = Network(model)
-        self._predict = backend.compiled(self._correct, model.variables)
-        self._begin = backend.compiled(self._first, model.variables)
-        self._step = backend.compiled(self._advance, model.variables)
+        self._predict = backend.compiled(self._judge, model.variables)
+        variables = [*model.variables, *attack.variables]
+        self._begin = backend.compiled(self._first, variables)
+        self._step = backend.compiled(self._advance, variables)
         self._loss = backend.compiled(self._final_loss, model.variables)
 
     def _objective(self, x, y):
         return Objective(self.network.frozen(), self.attack.objective or "cross_entropy", x, y)
 
-    def _correct(self, x, y):
-        return (losses.correct(y, self.network.frozen()(x)),)
+    def _judge(self, x, y):
+        logits = self.network.frozen()(x)
+        return losses.correct(y, logits), ops.all(ops.isfinite(logits), axis=-1)
 
     def _first(self, x, y, drawn):
         return self.attack.begin(self._objective(x, y), x, drawn)
@@ -132,8 +132,9 @@ class _Run:
         objective = self._objective(x, y)
         return objective.loss(objective.logits(x_adv))
 
-    def correct(self, x, y):
-        return in_batches(self._predict, self.batch_size, x, y)[0]
+    def judge(self, x, y):
+        """Which examples are right, and whose logits are finite: two (N,) bool."""
+        return in_batches(self._predict, self.batch_size, x, y)
 
     def attack_batch(self, x, y, index, restart, seed):
         rows, size = len(x), self.batch_size

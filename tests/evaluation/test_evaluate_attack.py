@@ -73,6 +73,72 @@ def test_softmax_and_emptiness_are_refused(model):
         ke.evaluate_attack(model, ke.FGSM(0.1), X[:0], Y[:0])
 
 
+class Subclassed(keras.Model):
+    """Logits from ``out``; a sigmoid gate is what was assigned last."""
+
+    def __init__(self, squash=False):
+        super().__init__()
+        self.squash = squash
+        self.flat = keras.layers.Flatten()
+        self.out = keras.layers.Dense(3)
+        self.gate = keras.layers.Dense(3, activation="sigmoid")
+
+    def call(self, x):
+        flat = self.flat(x)
+        logits = self.out(flat) * self.gate(flat)
+        return keras.ops.softmax(logits) if self.squash else logits
+
+
+def test_subclassed_models_are_judged_by_their_numbers():
+    for make_built in (False, True):
+        squashed, plain = Subclassed(squash=True), Subclassed()
+        if make_built:
+            squashed(X[:1]), plain(X[:1])
+        with pytest.raises(ke.UserError, match="sum to 1"):
+            ke.evaluate_attack(squashed, ke.FGSM(0.1), X, Y)
+        result = ke.evaluate_attack(plain, ke.PGD(0.1, steps=2, start="odi"), X, Y)
+        np.testing.assert_array_equal(result.correct, predictions(plain, X) == Y)
+
+
+def changed(array, value, dtype=None):
+    array = array.astype(dtype or array.dtype)
+    array[3] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (changed(X, 1.5), Y, r"x: .*\[0, 1\]\. Received: min=.*, max=1\.5"),
+        (changed(X, -0.25), Y, r"x: .*\[0, 1\]\. Received: min=-0\.25"),
+        (255 * X, Y, "Divide by 255 first"),
+        ((255 * X).astype("uint8"), Y, "Divide by 255 first"),
+        (changed(X, np.nan), Y, "x: .*finite.*Received: 36 NaN"),
+        (changed(X, np.inf), Y, "x: .*finite.*Received: .* 36 Inf"),
+        (X, changed(Y, 3), r"y: .*Received: label 3, with K=3 classes in the model"),
+        (X, changed(Y, -1), "y: .*Received: label -1"),
+        (X, changed(Y, 1.5, "float32"), "y: .*integers.*Received: dtype float32"),
+        (X, np.eye(3, dtype="int32")[Y], "y: .*one-dimensional.*Received: shape"),
+    ],
+    ids=["high", "low", "x255", "uint8", "nan", "inf", "K", "negative", "fraction", "one-hot"],
+)
+def test_what_cannot_be_attacked_is_said_in_one_line(model, x, y, message):
+    with pytest.raises(ke.UserError, match=message) as caught:
+        ke.evaluate_attack(model, ke.PGD(0.1, steps=1), x, y)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_gives_nan_is_not_an_attack_that_fails():
+    broken = network(batch_norm=False)
+    bias = broken.layers[-1].bias
+    bias.assign([0.0, float("nan"), 0.0])
+    with pytest.raises(ke.UserError, match=r"not finite\. Received: NaN or Inf for 70 of 70"):
+        ke.evaluate_attack(broken, ke.PGD(0.1, steps=1), X, Y, batch_size=32)
+    bias.assign([0.0, float("inf"), 0.0])
+    with pytest.raises(ke.UserError, match=r"not finite\. Received: NaN or Inf for 70 of 70"):
+        ke.evaluate_attack(broken, ke.PGD(0.1, steps=1), X, Y, batch_size=32)
+
+
 def test_batches_are_padded_and_their_padding_dropped():
     sizes = []
 
