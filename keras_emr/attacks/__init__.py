@@ -8,5 +8,7 @@ ATTACKS = Registry(
         "pgd": "keras_emr.attacks.pgd:PGD",
         "bim": "keras_emr.attacks.bim:BIM",
         "fgsm": "keras_emr.attacks.fgsm:FGSM",
+        "apgd": "keras_emr.attacks.apgd:APGD",
+        "line-search": "keras_emr.attacks.line_search:LineSearch",
     },
 )

@@ -6,11 +6,13 @@ import sys
 import keras_emr
 
 PUBLIC = [
+    "APGD",
     "AdversarialTraining",
     "BIM",
     "EffectiveMarginLogger",
     "EffectiveMarginRegularizer",
     "FGSM",
+    "LineSearch",
     "MAIL",
     "MART",
     "PGD",
