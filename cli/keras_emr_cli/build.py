@@ -8,6 +8,16 @@ from keras_emr.attacks import ATTACKS
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models import MODELS
+from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+
+# What an EMR preset decides: the regularizer's option by the setting's name.
+_PRESET_DECIDES = {
+    "emr": "weight",
+    "emr_temperature": "temperature",
+    "emr_reduction": "reduction",
+    "emr_decay_epochs": "schedule",
+    "emr_warmup": "schedule",
+}
 
 
 def number(ratio):
@@ -31,14 +41,12 @@ def defense(s):
     if s.beta is not None and s.defense not in ("standard", "at"):
         options["beta"] = s.beta
     if s.defense.startswith("mail-"):
-        # The released schedule reweights from epoch 76 of 120 on.
-        burn_in = round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
         options |= {
             "slope": s.mail_slope,
             "bias": s.mail_bias,
             "normalization": s.mail_normalization,
             "margin": s.mail_margin,
-            "burn_in": burn_in,
+            "burn_in": mail_burn_in(s),
         }
     return get_defense(s.defense, **options)
 
@@ -73,10 +81,23 @@ def regularizers(s):
         "schedule": schedule,
     }
     if s.emr_preset:
-        for preset_decides in ("weight", "temperature", "reduction", "schedule"):
-            options.pop(preset_decides)
+        _require_defaults_beside_preset(s)
+        for decided in set(_PRESET_DECIDES.values()):
+            options.pop(decided)
         return [EffectiveMarginRegularizer.preset(s.emr_preset, **options)]
     return [EffectiveMarginRegularizer(**options)] if s.emr > 0 else []
+
+
+def _require_defaults_beside_preset(s):
+    for setting in TRAIN:
+        if setting.name in _PRESET_DECIDES:
+            default = setting.parse(setting.default, setting.flag)
+            if s.values[setting.name] != default:
+                raise UserError(
+                    f"{setting.name}: the EMR preset decides it. Received: "
+                    f"{s.plain()[setting.name]} with emr_preset {s.emr_preset}. Leave one of the "
+                    "two out."
+                )
 
 
 def optimizer(s):

@@ -25,19 +25,23 @@ def command(target, config, checkpoint, as_json, quiet, **flags):
     A run folder brings its data and epsilon; a .keras file needs --data and --epsilon.
     """
     settings = merge(EVALUATE, flags, config)
-    path, settings = _resolve(Path(target), checkpoint, settings)
+    its_own_data = settings.data is None  # explicit data may be any
+    path, settings, run = _resolve(Path(target), checkpoint, settings)
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
     from keras_emr.data import load
 
-    data = load(settings.data, split_seed=settings.split_seed)
+    share = {"validation": run["validation"]} if its_own_data else {}
+    data = load(settings.data, split_seed=settings.split_seed, **share)
+    if its_own_data:
+        _require_same_data(Path(target), data, settings)
     cards = _attack_all(path, settings, data, quiet)
     _show(path, settings, cards, as_json)
 
 
 def _resolve(target, checkpoint, settings):
-    """The model file, and the settings with the run's own where they were left open."""
+    """The model file, the settings with the run's own where they were left open, and those."""
     if checkpoint not in (None, "best", "last"):
         raise unknown("checkpoint", checkpoint, ("best", "last"))
     run = {}
@@ -62,7 +66,27 @@ def _resolve(target, checkpoint, settings):
             )
     values["norm"] = values["norm"] or "linf"
     values["split_seed"] = values["split_seed"] or 0
-    return path, Merged(values, settings.origins)
+    return path, Merged(values, settings.origins), run
+
+
+def _require_same_data(target, data, settings):
+    """The data that the run names must still be what the run was trained on."""
+    from keras_emr.training.run_folder import RunFolder
+
+    folder = RunFolder(target)
+    try:
+        trained_on = folder.read_environment()["data_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"run: cannot tell which data it was trained on. Received: {str(folder.environment)!r}."
+            " Expected the run's environment.json; or give --data."
+        ) from None
+    if trained_on != data.fingerprint:
+        raise UserError(
+            f"data: not what the run was trained on. Received: {settings.data!r} with SHA-256 "
+            f"{data.fingerprint[:12]}, the run has {str(trained_on)[:12]}. To evaluate on other "
+            "data give --data explicitly."
+        )
 
 
 def _build(name, s):
@@ -78,22 +102,25 @@ def _build(name, s):
 
 def _attack_all(path, settings, data, quiet):
     from keras_emr.evaluation.scorecard import scorecard
-    from keras_emr.models.logits import require_logits
+    from keras_emr.models.logits import own_input_shape, require_logits
+    from keras_emr.network import Network
     from keras_emr_cli.progress import Reporter
 
     model = _load(path)
-    require_logits(model)
-    takes = zip(model.input_shape[1:], data.image_shape, strict=False)
-    same_rank = len(model.input_shape) == 1 + len(data.image_shape)
-    if not same_rank or any(side not in (None, given) for side, given in takes):
-        raise UserError(
-            f"model and data do not fit. Received: images {tuple(data.image_shape)} for a model "
-            f"that takes {tuple(model.input_shape[1:])}."
-        )
-    if model.output_shape[-1] < data.classes:
+    takes, given = own_input_shape(model), data.image_shape
+    require_logits(model, given)
+    if takes is not None:
+        same_rank = len(takes) == len(given)
+        sides = zip(takes, given, strict=False)
+        if not same_rank or any(side not in (None, has) for side, has in sides):
+            raise UserError(
+                f"model and data do not fit. Received: images {tuple(given)} for a model that "
+                f"takes {tuple(takes)}."
+            )
+    if Network(model).classes < data.classes:
         raise UserError(
             f"model and data do not fit. Received: {data.classes} classes for a model with "
-            f"{model.output_shape[-1]} outputs."
+            f"{Network(model).classes} outputs."
         )
     x, y = data.x_test[: settings.n_examples], data.y_test[: settings.n_examples]
     cards = []

@@ -74,6 +74,12 @@ def main(arguments=None):
         code = fail(error.format_message(), EXIT_USAGE)
     except UserError as error:
         code = fail(error, EXIT_INVALID)
+    except AssertionError as error:
+        # An attack that left its ball is our bug; a traceback would not help whoever meets it.
+        evaluation = sys.modules.get("keras_emr.evaluation.robust_accuracy")
+        if evaluation is None or not isinstance(error, evaluation.InfeasibleAttack):
+            raise
+        code = fail(f"{error}. This is a bug of keras_emr; no result is given.", EXIT_FAILURE)
     except (click.Abort, KeyboardInterrupt):
         code = fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

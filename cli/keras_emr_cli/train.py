@@ -10,7 +10,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN
+from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out"}
@@ -50,10 +50,13 @@ def _settings(flags, config, resume, overwrite) -> Merged:
             config = str(stored)
     settings = merge(TRAIN, flags, config)
     if stored is not None and stored.exists():
-        before = merge(TRAIN, {}, str(stored), environment={})
-        had = before.plain()
+        before = _settled(merge(TRAIN, {}, str(stored), environment={}))
+        if settings.mail_burn_in is None:  # the run's, not what more epochs would make of it
+            burn_in = {"mail_burn_in": before.mail_burn_in}
+            settings = Merged({**settings.values, **burn_in}, settings.origins)
+        had, now = before.plain(), _settled(settings)
         for name, value in settings.plain().items():
-            if name not in _RESUMABLE and settings.values[name] != before.values[name]:
+            if name not in _RESUMABLE and now.values[name] != before.values[name]:
                 raise UserError(
                     f"{name}: a resumed run keeps its settings. Received: {value}, the run has "
                     f"{had[name]}. Leave it out, or train anew in another --out."
@@ -61,6 +64,16 @@ def _settings(flags, config, resume, overwrite) -> Merged:
     if settings.out is None:
         settings = Merged({**settings.values, "out": str(_fresh(settings))}, settings.origins)
     return settings
+
+
+def _settled(s) -> Merged:
+    """What ``config.yaml`` keeps: the same run from whichever folder, for however many epochs."""
+    from keras_emr.data.registry import located
+
+    values = {**s.values, "data": located(s.data)}
+    if s.defense.startswith("mail-"):
+        values["mail_burn_in"] = mail_burn_in(s)
+    return Merged(values, s.origins)
 
 
 def _fresh(s):
@@ -89,7 +102,7 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
         _require_same_data(folder, data)
     robust = classifier(settings, data)  # every setting is checked before a file is written
     folder.prepare(overwrite)
-    plain = settings.plain()
+    plain = _settled(settings).plain()
     plain.pop("out")
     folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))
     facts = {"backend": settings.backend, "seed": settings.seed, "split_seed": settings.split_seed}

@@ -12,6 +12,11 @@ NORMS = ("linf", "l2")
 SEEDS = 2**31  # what Keras accepts on every backend
 
 
+def mail_burn_in(s):
+    """Unweighted epochs of MAIL: as set, else the released schedule's 76 of every 120 epochs."""
+    return round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
+
+
 def _group(name, *settings):
     return [Setting(**{**vars(setting), "group": name}) for setting in settings]
 
@@ -217,7 +222,7 @@ TRAIN = [
         S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),
         S("learning_rate", "float", 0.001, "Learning rate.", low=0, low_open=True),
         S("momentum", "float", 0.9, "Momentum of sgd.", low=0, high=1),
-        S("weight_decay", "float", 0.0, "Decoupled weight decay, biases excluded.", low=0),
+        S("weight_decay", "float", 0.0, "Decoupled decay of every weight, biases included.", low=0),
         S(
             "precision",
             "choice",

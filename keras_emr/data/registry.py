@@ -39,10 +39,20 @@ def load(source: str | os.PathLike, *, split_seed: int = 0, validation: float = 
         raise UserError(f"data must be a name or a path. Received: {source!r}. Try 'digits'.")
     if source in _NAMED:
         return _NAMED[source](split_seed=split_seed, validation=validation)
-    path = Path(os.path.abspath(os.path.expanduser(source)))
+    path = Path(located(os.fspath(source)))
     arrays = _read(os.fspath(source), path)
     name = path.stem if path.suffix.lower() == ".npz" else path.name
     return from_arrays(arrays, name=name, split_seed=split_seed, validation=validation)
+
+
+def located(source: str) -> str:
+    """``source`` such that it means the same from every folder: a path becomes absolute.
+
+    A name such as ``"digits"`` stays; so does what :func:`load` would refuse.
+    """
+    if not source or source in _NAMED:
+        return source
+    return os.path.abspath(os.path.expanduser(source))
 
 
 def available() -> list[dict]:

@@ -61,7 +61,7 @@ def require_logits(model, input_shape=None):
             f"the model must end in logits. Received: last layer {last.name!r} with "
             f"activation={activation!r}. {_FIX}."
         )
-    shape = _known(_own_input_shape(model)) or _known(input_shape)
+    shape = _known(own_input_shape(model)) or _known(input_shape)
     if shape is None:
         return
     images = np.random.default_rng(0).uniform(size=(4, *shape)).astype("float32")
@@ -83,8 +83,8 @@ def require_logits(model, input_shape=None):
         )
 
 
-def _own_input_shape(model):
-    """(H, W, C) as the model knows it, or ``None``."""
+def own_input_shape(model):
+    """(H, W, C) as the model itself knows it, sides of any size ``None``; or ``None``."""
     if not model.built:
         return None
     shape = getattr(model, "input_shape", None)

@@ -172,6 +172,17 @@ def refused(capfd, tmp_path, arguments, *fragments, code=3):
         (["--optimizer", "adamw"], ["--optimizer", "'adamw'", "adam, sgd"]),
         (["--emr-preset", "at-emr"], ["--emr-preset", "'at-emr'", "at-emr-released"]),
         (["--emr-warmup", "2", "--emr-decay-epochs", "3"], ["emr_warmup", "emr_decay_epochs"]),
+        *(
+            ([*changed, "--emr-preset", "trades-emr-released"], [*named, "trades-emr-released"])
+            for changed, named in [
+                (["--emr", "0.5"], ["emr:", "Received: 0.5"]),
+                (["--emr", "0"], ["emr:", "Received: 0.0"]),
+                (["--emr-temperature", "2"], ["emr_temperature:", "Received: 2.0"]),
+                (["--emr-reduction", "released"], ["emr_reduction:", "Received: released"]),
+                (["--emr-decay-epochs", "3,5"], ["emr_decay_epochs:", "Received: [3, 5]"]),
+                (["--emr-warmup", "2"], ["emr_warmup:", "Received: 2"]),
+            ]
+        ),
         (["--emr-decay-epochs", "0,2"], ["decay", "Received: ", "0", ">= 1"]),
         (["--defense", "standard", "--emr-at", "adversarial"], ["adversarial", "at='clean'"]),
         (["--config", "no.yaml"], ["config", "'no.yaml'"]),
@@ -422,6 +433,57 @@ def test_a_run_without_its_model(capfd, tmp_path, run):
     (tmp_path / "half").mkdir()
     shutil.copy(run.path / "config.yaml", tmp_path / "half")
     refused(capfd, tmp_path, ["evaluate", "half"], "model not found", "best.keras")
+
+
+def test_a_run_whose_data_has_changed(capfd, tmp_path):
+    """Figures of a run are those of its data; on other data only if that is asked for."""
+    path = write_data(tmp_path / "toy.npz")
+    assert call(capfd, "train", *TINY, "--data", path, "--out", "run").code == 0
+    write_data(path, n_test=10)
+    evaluate = ["evaluate", "run", "--steps", 1, "--restarts", 1]
+    said = ["data", "SHA-256", str(path), "give --data"]
+    refused(capfd, tmp_path, evaluate, *said)
+    result = call(capfd, *evaluate, "--data", path)
+    assert result.code == 0 and "10 test images" in result.out, result.err
+    for content in ("{}", "junk", "[]"):
+        (tmp_path / "run" / "environment.json").write_text(content)
+        refused(capfd, tmp_path, evaluate, "environment.json", "give --data")
+    (tmp_path / "run" / "environment.json").unlink()
+    refused(capfd, tmp_path, evaluate, "environment.json", "give --data")
+
+
+def test_a_model_that_gives_nan(capfd, tmp_path, data):
+    import keras
+
+    path = dense(tmp_path / "model.keras")
+    model = keras.saving.load_model(path)
+    model.layers[-1].bias.assign([0.0, float("nan")])
+    model.save(path)
+    arguments = ["evaluate", path, "--data", data, *GIVEN]
+    refused(capfd, tmp_path, arguments, "not finite", "Received: NaN or Inf for 20 of 20")
+
+
+def test_a_bug_in_an_attack_is_one_line_and_no_result(capfd, tmp_path, data, monkeypatch):
+    from keras_emr.attacks.pgd import PGD
+
+    def too_far(self, objective, x, state):
+        return (state[0] + 0.2, *state[1:])
+
+    path = dense(tmp_path / "model.keras")
+    monkeypatch.setattr(PGD, "step", too_far)
+    arguments = ["evaluate", path, "--data", data, *GIVEN]
+    refused(capfd, tmp_path, arguments, "left its threat model", "bug of keras_emr", code=1)
+
+
+def test_other_assertions_are_not_swallowed(capfd, monkeypatch):
+    from keras_emr_cli import main
+
+    def broken(**options):
+        raise AssertionError("another bug")
+
+    monkeypatch.setattr(main.cli, "main", broken)
+    with pytest.raises(AssertionError, match="another bug"):
+        call(capfd, "data", "list")
 
 
 def test_every_choice_names_what_was_received_and_what_is_known(capfd):

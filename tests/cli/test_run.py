@@ -1,14 +1,17 @@
 """A finished run: its files, its figures, and that they can be had again."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import yaml
 
 import keras_emr
 from keras_emr.data import load
-from tests.cli.harness import TINY, call, history, python, weights, write_data
+from keras_emr.data.registry import located
+from tests.cli.harness import TINY, assert_error, call, history, python, weights, write_data
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
 
@@ -111,6 +114,82 @@ def test_epsilon_is_written_as_it_was_given(capfd, run):
     result = call(capfd, "train", "--resume", "--out", run.path)
     assert "20 test images; linf, epsilon 8/255; seed 7; tensorflow" in result.out
     assert "PGD-2x1" in result.out and f"run: {run.path}" in result.out.replace("\n", "")
+
+
+def stored(run):
+    return yaml.safe_load((Path(run) / "config.yaml").read_text())
+
+
+def test_a_run_finds_its_data_from_another_folder(capfd, tmp_path, monkeypatch):
+    """Given as a relative path; the run's folder is still named after the file as given."""
+    write_data(tmp_path / "my toy.npz")
+    assert call(capfd, "train", *TINY, "--data", "my toy.npz").code == 0
+    run = tmp_path / "runs" / "my toy-mlp-trades-emr"
+    assert stored(run)["data"] == str(tmp_path / "my toy.npz")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluate = ("evaluate", run, "--steps", 1, "--restarts", 1)
+    assert call(capfd, *evaluate).code == 0
+    repeat = ("train", "--config", run / "config.yaml", "--out", "again")
+    assert call(capfd, *repeat).code == 0
+    assert history("again") == history(run)
+    # Repeating the flag is no change, however the path is written.
+    for written in ("../my toy.npz", f"{tmp_path}/elsewhere/../my toy.npz"):
+        resumed = call(capfd, "train", "--out", run, "--resume", "--data", written)
+        assert resumed.code == 0, resumed.err
+        assert stored(run)["data"] == str(tmp_path / "my toy.npz")
+    write_data(tmp_path / "elsewhere" / "my toy.npz")
+    other = call(capfd, "train", "--out", run, "--resume", "--data", "my toy.npz")
+    assert_error(other, 3, "data:", str(tmp_path / "my toy.npz"))
+
+
+def test_named_data_stays_a_name():
+    assert located("digits") == "digits"
+    assert located("./digits") == str(Path.cwd() / "digits")
+    assert located("~/x.npz") == str(Path.home() / "x.npz")
+    assert located("") == ""
+
+
+def test_a_run_is_evaluated_with_its_own_validation_share(capfd, tmp_path, data):
+    """Four images: a tenth of them is none, and none cannot be held out."""
+    write_data(tmp_path / "four.npz", n=4)
+    arguments = ("--validation", "0.5", "--batch-size", 2, "--out", "run")
+    result = call(capfd, "train", *TINY, "--data", "four.npz", *arguments)
+    assert result.code == 0, result.err
+    result = call(capfd, "evaluate", "run", "--steps", 1, "--restarts", 1, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["results"][0]["n"] == 20
+    # Other data are split as usual.
+    again = call(capfd, "evaluate", "run", "--data", "four.npz", "--steps", 1)
+    assert_error(again, 3, "x_train", "4 images", "validation=0.1")
+
+
+def test_a_preset_repeats_from_its_config(capfd, data):
+    arguments = (*TINY, "--data", data, "--emr-preset", "trades-emr-released")
+    assert call(capfd, "train", *arguments, "--out", "run").code == 0
+    assert call(capfd, "train", "--config", "run/config.yaml", "--out", "again").code == 0
+    assert history("again") == history("run")
+    assert call(capfd, "train", "--out", "run", "--resume").code == 0
+
+
+def test_mail_burns_in_as_long_when_a_run_gets_more_epochs(capfd, data):
+    arguments = ("train", *TINY, "--data", data, "--defense", "mail-at", "--epochs", 3)
+    assert call(capfd, *arguments, "--out", "run").code == 0
+    assert stored("run")["mail_burn_in"] == 2  # 76/120 of 3
+    resume = ("train", "--out", "run", "--resume", "--epochs", 5)
+    assert call(capfd, *resume, "--steps", 2).code == 0
+    assert stored("run")["mail_burn_in"] == 2 and stored("run")["epochs"] == 5
+    # The config repeats the run; `auto` on resuming means the run's own; another number is refused.
+    repeat = ("train", "--config", "run/config.yaml", "--out", "again")
+    assert call(capfd, *repeat).code == 0
+    assert history("again") == history("run")
+    auto = call(capfd, *resume, "--mail-burn-in", "auto", "--epochs", 6)
+    assert auto.code == 0, auto.err
+    assert stored("run")["mail_burn_in"] == 2
+    assert_error(call(capfd, *resume, "--mail-burn-in", 3), 3, "mail_burn_in", "3", "2")
+    # Nothing to resolve where there is no MAIL.
+    assert call(capfd, "train", *TINY, "--data", data, "--out", "trades").code == 0
+    assert stored("trades")["mail_burn_in"] == "auto"
 
 
 def test_report(run):
