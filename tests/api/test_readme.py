@@ -18,6 +18,12 @@ def test_ci_runs_the_readme_test_command():
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+def test_ci_deletes_nothing():
+    """It runs in a developer's clone too, where `.venv` may be theirs."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert not [line for line in lines if re.search(r"\brm\b|--clear", line)]
+
+
 def test_python_example_runs(tmp_path):
     (code,) = blocks("python")
     quick = (
