@@ -89,19 +89,17 @@ class LineSearch(Attack):
             return project(moved, x, self.epsilon, self.norm)
 
         def trial(_, search):
-            size, accepted = search
+            (size,) = search
             found = moved(size)
             # Not `size * direction`: projection shortens the step that is really taken.
             predicted = ops.cast(ops.sum(gradient * (found - image), axis=axes), value.dtype)
             enough = objective.value(found) >= value + self.sufficient * predicted
-            accepted = accepted | enough
-            return ops.where(accepted, size, self.shrink * size), accepted
+            # An accepted size is tried, and accepted, again: the batch goes on together.
+            return (ops.where(enough, size, self.shrink * size),)
 
-        none = ops.zeros_like(value)
-        first = state[1] if self.warm else ops.cast(none, x.dtype) + self.alpha
+        first = state[1] if self.warm else ops.cast(ops.zeros_like(value), x.dtype) + self.alpha
         # The last trial needs no test.
-        search = first, ops.cast(none, "bool")
-        size, _ = backend.loop(self.trials - 1, trial, search, unroll=objective.unroll)
+        (size,) = backend.loop(self.trials - 1, trial, (first,), unroll=objective.unroll)
         if not self.warm:
             return (moved(size),)
         longest = max(self.alpha, 2 * self.epsilon)
