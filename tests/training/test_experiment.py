@@ -123,6 +123,40 @@ def test_divergence_names_the_step_and_keeps_the_last_good_epoch(data, tmp_path)
     assert int(resumed.epoch.value) == 1
 
 
+class PoisonLastStep(keras.callbacks.Callback):
+    """Makes a weight NaN after the loss of the epoch's last step was found good."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at, self.epoch = epoch, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch + 1) == (self.at, self.params["steps"]):
+            if keras.backend.backend() == "jax":  # whose state lives elsewhere during a step
+                self.model.jax_state_sync()
+            weight = self.model.model.weights[0]
+            weight.assign(weight.value * float("nan"))
+
+
+def test_weights_that_became_nan_in_the_last_step_are_not_saved(data, tmp_path):
+    """No training loss has seen them: validation does."""
+    with pytest.raises(TrainingDiverged, match="val_loss became nan at the end of epoch 3"):
+        ke.train(
+            classifier(), data, tmp_path, epochs=4, batch_size=16, callbacks=[PoisonLastStep(2)]
+        )
+    for name in ("last.keras", "best.keras"):
+        weights = keras.saving.load_model(tmp_path / name).weights
+        assert all(np.isfinite(value).all() for value in snapshot(weights))
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    state = keras.saving.load_model(tmp_path / "checkpoints" / "state.keras")
+    assert int(state.epoch.value) == 1
+    assert all(np.isfinite(value).all() for value in snapshot(state.model.weights))
+
+
 def test_interruption_keeps_the_weights_of_that_moment(data, tmp_path):
     stop = StopOnSignal()
     robust = classifier()

@@ -78,6 +78,29 @@ def test_training_noise_is_new_every_step_and_counted():
     assert snapshot([robust.attack_seed.state])[0][1] == 6
 
 
+def test_evaluation_takes_nothing_from_the_training_streams():
+    """With validation or without, before or after `evaluate`: training draws the same noise."""
+    plain, watched = (classifier("at", network(), emr=0.1) for _ in range(2))
+
+    def streams(robust):
+        return snapshot([robust.attack_seed.state, robust.regularizer_seed.state])
+
+    for robust in (plain, watched):
+        robust.fit(X, Y, batch_size=16, shuffle=False, verbose=0)
+    before = streams(watched)
+    first, second = (
+        watched.evaluate(X, Y, batch_size=16, verbose=0, return_dict=True) for _ in range(2)
+    )
+    assert first == second  # its own noise, the same each time
+    assert_same(before, streams(watched))
+    plain.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    watched.fit(
+        X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0, validation_data=(X[:9], Y[:9])
+    )
+    assert_same(streams(plain), streams(watched))
+    assert_same(snapshot(plain.weights), snapshot(watched.weights))
+
+
 def test_training_mode_attack_uses_batch_statistics():
     model = network()
     found = {}

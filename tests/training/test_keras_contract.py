@@ -168,6 +168,32 @@ def test_mixed_precision(policy):
     assert history["loss"][-1] < 0.6 * history["loss"][0] and np.isfinite(history["emr"]).all()
 
 
+def test_the_loss_is_scaled_in_half_precision():
+    """An SGD step under mixed_float16 is the float32 step: scaled before, unscaled after.
+
+    Unscaled before, it would be 1024 times too small.
+    """
+
+    def step(policy):
+        keras.config.set_dtype_policy(policy)
+        try:
+            model = network(batch_norm=False)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        optimizer = keras.optimizers.SGD(0.1)
+        if policy == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1024.0)
+        robust = classifier("trades", model=model, optimizer=optimizer)
+        before = snapshot(robust.model.weights)
+        robust.fit(X, Y, batch_size=48, shuffle=False, verbose=0)
+        after = snapshot(robust.model.weights)
+        return [b - a for a, b in zip(before, after, strict=True)]
+
+    for low, full in zip(step("mixed_float16"), step("float32"), strict=True):
+        assert np.linalg.norm(full) > 1e-4
+        assert np.linalg.norm(low - full) < 0.02 * np.linalg.norm(full)
+
+
 def test_run_eagerly_gives_the_same_weights():
     compiled, eager = classifier(), classifier()
     eager.compile(keras.optimizers.SGD(0.05), run_eagerly=True)
