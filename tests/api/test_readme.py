@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import pytest
+
+import keras_emr
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -41,6 +46,28 @@ def test_python_example_runs(tmp_path):
     numbers = [float(word) for word in done.stdout.split()]
     assert len(numbers) == 3 and all(0 <= n <= 1 for n in numbers)
     assert (tmp_path / "robust.keras").exists()
+
+
+def test_mail_in_the_example_reweights_before_training_ends():
+    (code,) = blocks("python")
+    (burn_in,), (epochs,) = re.findall(r"burn_in=(\d+)", code), re.findall(r"epochs=(\d+)", code)
+    assert 0 < int(burn_in) < int(epochs)
+
+
+@pytest.mark.parametrize(
+    "imports", ["import keras, keras_emr", "import keras_emr, keras; keras_emr.RobustClassifier"]
+)
+def test_a_saved_classifier_loads_as_the_readme_says(tmp_path, imports):
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(3))
+    robust = keras_emr.RobustClassifier(model, "at", attack=keras_emr.PGD(0.1))
+    robust.compile()
+    robust.save(tmp_path / "c.keras")
+    code = f"{imports}; print(type(keras.saving.load_model('c.keras')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["RobustClassifier"], done.stderr[-2000:]
 
 
 def test_flags_in_the_readme_exist():
