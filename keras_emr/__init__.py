@@ -21,6 +21,7 @@ _HOME = {
     "LineSearch": "keras_emr.attacks.line_search",
     "LearnedAttack": "keras_emr.attacks.learned",
     "LearnedMaximizer": "keras_emr.maximizers.recurrent",
+    "Generator": "keras_emr.maximizers.generator",
     "Standard": "keras_emr.defenses.standard",
     "AdversarialTraining": "keras_emr.defenses.adversarial_training",
     "TRADES": "keras_emr.defenses.trades",

@@ -10,5 +10,16 @@ ATTACKS = Registry(
         "fgsm": "keras_emr.attacks.fgsm:FGSM",
         "apgd": "keras_emr.attacks.apgd:APGD",
         "line-search": "keras_emr.attacks.line_search:LineSearch",
+        "learned": "keras_emr.attacks.learned:LearnedAttack",
     },
+)
+
+# Methods that train their maximizer: `LearnedAttack.named`.
+TRAINED_ATTACKS = (
+    "lstm",
+    "rnn",
+    "generator-naive",
+    "generator-gradient",
+    "generator-multistep",
+    "gat",
 )

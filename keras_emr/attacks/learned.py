@@ -8,7 +8,7 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.attacks.base import Attack
 from keras_emr.errors import UserError
-from keras_emr.maximizers.recurrent import as_maximizer
+from keras_emr.maximizers import as_maximizer, attack_options
 from keras_emr.part import non_negative, one_of, register, whole
 
 STEP_WEIGHTS = ("linear", "uniform", "last")
@@ -28,7 +28,7 @@ class LearnedAttack(Attack):
         epsilon, objective, restarts: see :class:`Attack`.
         norm: ``linf``, the only one.
         maximizer: a :class:`LearnedMaximizer`, a :class:`Generator`, or ``lstm`` or ``rnn`` for a
-            fresh one.
+            fresh one (:meth:`named` gives the generators' methods).
         steps: T. A trained maximizer can be run for more steps than in training.
         start: see :class:`Attack`; by default ``gaussian``, projected.
         start_noise: its standard deviation.
@@ -74,6 +74,22 @@ class LearnedAttack(Attack):
         self.latent = latent
         self.straight_through = straight_through
 
+    @classmethod
+    def named(cls, name, epsilon, maximizer=None, **options):
+        """The method called ``name``, with its own number of steps and so on unless given.
+
+        Args:
+            name: ``lstm``, ``rnn``, ``generator-naive``, ``generator-gradient``,
+                ``generator-multistep`` (learning to learn, Jiang et al., AISTATS 2021) or ``gat``
+                (Lee et al., 2017; its constants are as others recall them).
+            maximizer: the layer; ``None``: a fresh one.
+        """
+        return cls(epsilon, **{"maximizer": maximizer or name, **attack_options(name), **options})
+
+    @property
+    def stuck(self):
+        return super().stuck and self.maximizer.reads_gradient
+
     @property
     def variables(self):
         return self.maximizer.variables
@@ -111,35 +127,47 @@ class LearnedAttack(Attack):
             return clipped + (moved - ops.stop_gradient(moved))
         return ops.where((moved > low) & (moved < high), moved, clipped)
 
-    def unroll(self, objective, x, state):
-        """All steps, differentiable in ``phi``, at the price of T + 1 input gradients.
-
-        ``g_t`` is a constant for ``phi``, so ``sum_t w_t <g_t, x'_t(phi)>`` has exactly the
-        gradient of ``sum_t w_t l(x'_t(phi))``; the network itself is never differentiated twice
-        and none of its activations outlives a step.
+    def trace(self, objective, x, state):
+        """All steps, with the gradients that were met on the way.
 
         Returns:
-            ``(surrogate, (x_adv, value))``: scalar; (N, H, W, C) last images; (N,) the objective
-            at them.
+            ``(x_adv, value, gradients)``: last images (N, H, W, C), objective (N,) at them, and
+            ``g_0 .. g_T``, ``None`` where neither the maximizer nor the surrogate needs one.
         """
-        surrogate = 0.0
-        gradient = None
-        if self.maximizer.reads_gradient:
-            gradient = objective.gradient(ops.stop_gradient(state[0]))
+        reads = self.maximizer.reads_gradient
+        gradients = [objective.gradient(state[0]) if reads else None]
+        for t, weight in enumerate(self.weights):
+            moved = self._move(x, state, gradients[t])
+            state = keras.tree.map_structure(ops.stop_gradient, moved)
+            if weight > 0 or (reads and t + 1 < self.steps):
+                value, gradient = objective.value_and_gradient(state[0])
+            else:
+                value, gradient = objective.value(state[0]), None
+            gradients.append(gradient)
+        return state[0], ops.stop_gradient(value), gradients
+
+    def surrogate(self, x, state, gradients):
+        """``sum_t w_t <g_t, x'_t(phi)>``, summed over the examples: scalar.
+
+        ``g_t`` is a constant for ``phi``, so this has exactly the gradient of
+        ``sum_t w_t l(x'_t(phi))``: the network is never differentiated twice, none of its
+        activations outlives a step, and T + 1 input gradients serve a whole batch.
+
+        Args:
+            x: (N, H, W, C) clean images.
+            state: first state.
+            gradients: of :meth:`trace`, from the same state.
+        """
+        total = 0.0
         for t, weight in enumerate(self.weights):
             if t and self.bptt_horizon and t % self.bptt_horizon == 0:
                 state = keras.tree.map_structure(ops.stop_gradient, state)
             before = state[0]
-            state = self._move(x, state, gradient)
-            if weight > 0 or self.maximizer.reads_gradient:
-                value, gradient = objective.value_and_gradient(ops.stop_gradient(state[0]))
+            state = self._move(x, state, gradients[t])
             if weight > 0:
-                surrogate = surrogate + weight * ops.sum(gradient * state[0])
-                surrogate = surrogate - weight * self.maximizer.penalty(state[0] - before)
-        return surrogate / ops.cast(ops.shape(x)[0], x.dtype), (
-            ops.stop_gradient(state[0]),
-            value,
-        )
+                gain = ops.sum(gradients[t + 1] * state[0])
+                total = total + weight * (gain - self.maximizer.penalty(state[0] - before))
+        return total
 
     def meta_gradient(self, objective, x, drawn):
         """Attack a batch and find the direction in which ``phi`` would have attacked it better.
@@ -151,17 +179,22 @@ class LearnedAttack(Attack):
 
         Returns:
             ``(x_adv, value, gradients)``: adversarial images, the objective (N,) at them, and the
-            gradient of ``L(phi)`` with respect to each trained weight of the maximizer.
+            gradient of ``L(phi)`` with respect to each weight of the maximizer.
         """
         state = self.begin(objective, x, drawn)
-        values = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
+        x_adv, value, met = self.trace(objective, x, state)
+        weights = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
+        image = state[0]
 
-        def surrogate(values):
-            with keras.StatelessScope(list(zip(self.variables, values, strict=True))):
-                return self.unroll(objective, x, state)
+        def of_examples(weights, part):
+            x, image, *met = part
+            with keras.StatelessScope(list(zip(self.variables, weights, strict=True))):
+                state = (image, *((image,) * self.latent), *self.maximizer.initial_state(x))
+                return self.surrogate(x, state, met)
 
-        (x_adv, value), gradients = backend.gradient(surrogate, values)
-        return x_adv, value, gradients
+        gradients = backend.summed_gradient(of_examples, weights, [x, image, *met])
+        n = ops.cast(ops.shape(x)[0], x.dtype)
+        return x_adv, value, [g / n for g in gradients]
 
     def describe(self):
         facts = super().describe()

@@ -29,18 +29,18 @@ def value_and_grad(fn, x):
     return jax.lax.stop_gradient((value, aux, gradient))
 
 
-def gradient(fn, values):
-    """Gradient of a scalar with respect to a list of arrays.
+def summed_gradient(fn, values, arrays):
+    """Gradient of a sum over examples with respect to a list of tensors.
 
     Args:
-        fn: ``values -> (scalar, aux)``.
-        values: list of arrays.
+        fn: ``(values, arrays) -> scalar``, a sum over the examples in ``arrays``.
+        values: list of tensors.
+        arrays: list of tensors with one row per example; ``None`` is passed on.
 
     Returns:
-        ``(aux, gradients)``, both without history.
+        List of gradients, without history.
     """
-    gradients, aux = jax.grad(fn, has_aux=True)(values)
-    return jax.lax.stop_gradient((aux, gradients))
+    return jax.lax.stop_gradient(jax.grad(fn)(values, arrays))
 
 
 def update(optimizer, gradients, variables):

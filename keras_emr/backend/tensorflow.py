@@ -24,21 +24,21 @@ def value_and_grad(fn, x):
     return tf.stop_gradient(value), tf.nest.map_structure(tf.stop_gradient, aux), gradient
 
 
-def gradient(fn, values):
-    """Gradient of a scalar with respect to a list of tensors.
+def summed_gradient(fn, values, arrays):
+    """Gradient of a sum over examples with respect to a list of tensors.
 
     Args:
-        fn: ``values -> (scalar, aux)``.
+        fn: ``(values, arrays) -> scalar``, a sum over the examples in ``arrays``.
         values: list of tensors.
+        arrays: list of tensors with one row per example; ``None`` is passed on.
 
     Returns:
-        ``(aux, gradients)``, both without history.
+        List of gradients, without history.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        scalar, aux = fn(values)
-    gradients = tape.gradient(scalar, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return tf.nest.map_structure(tf.stop_gradient, (aux, gradients))
+        total = fn(values, arrays)
+    return tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 def update(optimizer, gradients, variables):

@@ -2,14 +2,32 @@
 
 from keras_emr import losses
 from keras_emr.defenses.base import Defense
-from keras_emr.part import register
+from keras_emr.errors import UserError
+from keras_emr.part import non_negative, register
 
 
 @register
 class AdversarialTraining(Defense):
-    """AT: ``CE(z(x_adv), y)``, adversarial images only; the attack maximises the same."""
+    """AT: ``CE(z(x_adv), y)``, adversarial images only; the attack maximises the same.
+
+    Args:
+        clean_weight: share ``a`` of a clean term, in [0, 1):
+            ``a CE(z(x), y) + (1 - a) CE(z(x_adv), y)`` (Goodfellow et al., ICLR 2015; GAT).
+    """
 
     name = "at"
 
+    def __init__(self, clean_weight=0.0):
+        self.clean_weight = non_negative("clean_weight", clean_weight)
+        if self.clean_weight >= 1:
+            raise UserError(
+                f"clean_weight must be below 1. Received: {clean_weight!r}. Use defense standard."
+            )
+        self.needs_clean = self.clean_weight > 0
+
     def loss(self, y, clean, adversarial, epoch):
-        return losses.cross_entropy(y, adversarial)
+        attacked = losses.cross_entropy(y, adversarial)
+        if not self.needs_clean:
+            return attacked
+        share = self.clean_weight
+        return share * losses.cross_entropy(y, clean) + (1 - share) * attacked

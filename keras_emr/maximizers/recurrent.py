@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_emr.errors import UserError
 from keras_emr.maximizers.preprocessing import (
     FEATURES,
     PREPROCESSINGS,
@@ -149,13 +148,13 @@ class LearnedMaximizer(keras.layers.Layer):
         signal = ops.concatenate([ops.reshape(f, (1, -1)) for f in features], axis=0)
         state = [*kept]
         for i in range(self.layers):
-            drive = self._drive(i, signal, cells[0])
+            drives = self._drives(i, signal, cells[0])
             if self.cell == "lstm":
-                signal, memory = _lstm(drive, cells[1], self.hidden)
+                signal, memory = _lstm(drives, cells[1])
                 cells = cells[2:]
                 state += [signal, memory]
             else:
-                signal = ops.tanh(drive)
+                signal = ops.tanh(drives[0])
                 cells = cells[1:]
                 state += [signal]
         step = ops.matmul(self.output_kernel, signal)
@@ -165,9 +164,20 @@ class LearnedMaximizer(keras.layers.Layer):
             step = ops.tanh(step)
         return ops.reshape(step, ops.shape(gradient)), tuple(state)
 
-    def _drive(self, i, signal, hidden):
-        drive = ops.matmul(self.kernels[i], signal) + ops.matmul(self.recurrent_kernels[i], hidden)
-        return drive + self.biases[i] if self.use_bias else drive
+    def _drives(self, i, signal, hidden):
+        """What goes into the gates of cell ``i``: (H, N * pixels) each.
+
+        One product for every gate: slices of a joint one would be padded again, in full size, on
+        the way back.
+        """
+        kernel = ops.concatenate([self.kernels[i], self.recurrent_kernels[i]], axis=1)
+        seen = ops.concatenate([signal, hidden], axis=0)
+        drives = []
+        for begin in range(0, kernel.shape[0], self.hidden):
+            rows = slice(begin, begin + self.hidden)
+            drive = ops.matmul(kernel[rows], seen)
+            drives.append(drive + self.biases[i][rows] if self.use_bias else drive)
+        return drives
 
     def penalty(self, step):
         """What training subtracts from the objective for a step (N, H, W, C): nothing."""
@@ -194,11 +204,10 @@ class LearnedMaximizer(keras.layers.Layer):
         }
 
 
-def _lstm(drive, memory, hidden):
-    gates = ops.sigmoid(drive[: 3 * hidden])
-    candidate = ops.tanh(drive[3 * hidden :])
-    memory = gates[hidden : 2 * hidden] * memory + gates[:hidden] * candidate
-    return gates[2 * hidden :] * ops.tanh(memory), memory
+def _lstm(drives, memory):
+    i, f, o, a = drives
+    memory = ops.sigmoid(f) * memory + ops.sigmoid(i) * ops.tanh(a)
+    return ops.sigmoid(o) * ops.tanh(memory), memory
 
 
 def _first_output(cell, drive):
@@ -208,15 +217,3 @@ def _first_output(cell, drive):
     i, _, o, a = np.split(drive, 4)
     memory = np.tanh(a) / (1 + np.exp(-i))
     return np.tanh(memory) / (1 + np.exp(-o))
-
-
-def as_maximizer(maximizer):
-    """A maximizer layer, or a fresh one from its cell's name."""
-    if isinstance(maximizer, str):
-        return LearnedMaximizer(maximizer)
-    if not isinstance(maximizer, keras.layers.Layer) or not hasattr(maximizer, "initial_state"):
-        raise UserError(
-            f"maximizer must be a LearnedMaximizer or one of {', '.join(CELLS)}. "
-            f"Received: {maximizer!r}."
-        )
-    return maximizer
