@@ -11,10 +11,9 @@ from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.apgd import State, windows
 from keras_emr.attacks.base import Objective
 from keras_emr.evaluation.scorecard import describe_attack
-from keras_emr.sampling import StreamSampler
-from tests.builders import assert_same, images, network, snapshot
+from tests.builders import assert_same, images, snapshot
 from tests.golden import reference as ref
-from tests.golden.test_attacks import SHAPE, D, Given, Linear, norms, run
+from tests.golden.test_attacks import SHAPE, D, Given, Linear, Random, norms, run
 
 BACKEND = keras.backend.backend()
 
@@ -312,7 +311,7 @@ def test_the_first_iteration_is_compared_with_zero(float64, name, rises):
 
 
 def test_apgd_l2_step_keeps_its_length_where_the_gradient_is_tiny(float64):
-    problem = Linear()
+    problem = Linear(n=12)
     problem.w, problem.b = 0.2 * problem.w, np.array([26.0, 0.0, 0.0, 0.0])
     problem.x[:], problem.y[:] = 0.5, 0
     g = problem.gradient("cross_entropy", problem.x)
@@ -456,11 +455,11 @@ def test_odi_start(float64, attack, norm, epsilon):
 
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.3), ("l2", 0.2)])
 def test_odi_start_reaches_the_best_of_a_linear_model(norm, epsilon):
-    """Drawn from the package's own stream: weights in [-1, 1], one row per example."""
+    """The weights are drawn from [-1, 1], one row per example."""
     problem = Linear(n=12, low=0.4, high=0.6)
     x = ref.tensor(problem.x, "float32")
     attack, objective = PGD(epsilon, norm, start="odi"), problem.objective(dtype="float32")
-    drawn = attack.draw(x, StreamSampler(1), classes=4)
+    drawn = attack.draw(x, Random("float32"), classes=4)
     w = ref.numpy(drawn[-1]).astype("float64")
     assert w.shape == (12, 4) and w.min() < -0.8 and w.max() > 0.8 and np.abs(w).max() <= 1
     assert len(np.unique(w, axis=0)) == 12
@@ -508,7 +507,7 @@ def test_linf_worst_case_of_two_classes(which):
     sign = np.sign(problem.w.T[problem.y] - problem.w.T[1 - problem.y]).reshape(problem.x.shape)
     for epsilon in (8 / 255, 0.3):
         best = np.clip(problem.x - epsilon * sign, 0, 1)
-        x_adv = run(BOTH[which](epsilon, steps=10), problem, dtype="float32")
+        x_adv = run(BOTH[which](epsilon, steps=10), problem)
         np.testing.assert_allclose(x_adv, best, atol=1e-6)
 
 
@@ -527,7 +526,7 @@ def test_l2_worst_case_of_two_classes(which):
     )
 
 
-@pytest.mark.parametrize("start", [None, "uniform", "gaussian", "none", "odi"])
+@pytest.mark.parametrize("start", [None, "gaussian", "none", "odi"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("which", ["apgd", "line-search"])
 def test_results_are_feasible(which, norm, start):
@@ -538,7 +537,7 @@ def test_results_are_feasible(which, norm, start):
     objective, x = problem.objective(dtype="float32"), ref.tensor(problem.x, "float32")
     for epsilon in (0.0, 8 / 255, 5.0):
         attack = BOTH[which](epsilon, norm, steps=3, start=start, restarts=2)
-        x_adv = ref.numpy(attack(objective, x, StreamSampler(0), 4)).astype("float64")
+        x_adv = ref.numpy(attack(objective, x, Random("float32"), 4)).astype("float64")
         assert np.isfinite(x_adv).all() and x_adv.min() >= 0 and x_adv.max() <= 1
         size = norms(x_adv - problem.x, norm)
         assert (size <= epsilon + 1e-6).all()
@@ -599,7 +598,9 @@ X, Y = images(32)
 
 @pytest.mark.parametrize("which", ["apgd", "line-search"])
 def test_training_and_evaluation(which):
-    model = network(batch_norm=False)
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
     attack = BOTH[which](0.1, steps=2)
     classifier = ke.RobustClassifier(model, attack=attack)
     classifier.compile(optimizer=keras.optimizers.Adam(1e-2))
