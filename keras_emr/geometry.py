@@ -44,7 +44,8 @@ def project(adversarial, x, epsilon, kind, box_first=False):
     order leaves the other set.
     """
     if kind == "linf":
-        low, high = ops.maximum(x - epsilon, 0.0), ops.minimum(x + epsilon, 1.0)
+        # Not `maximum(., 0.0)`: on torch that narrows float64.
+        low, high = ops.clip(x - epsilon, 0.0, 1.0), ops.clip(x + epsilon, 0.0, 1.0)
         return ops.minimum(ops.maximum(adversarial, low), high)
     if box_first:
         return x + shrink(ops.clip(adversarial, 0.0, 1.0) - x, epsilon)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from keras_emr.attacks import ATTACKS
+from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models import MODELS
+from keras_emr_cli.progress import warn
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
 # What an EMR preset decides: the regularizer's option by the setting's name.
@@ -24,22 +25,88 @@ def number(ratio):
     return None if ratio is None else float(ratio)
 
 
-def training_attack(s):
-    """The attack of the inner maximisation."""
+def training_attack(s, channels):
+    """The attack of the inner maximisation, for images with so many channels."""
+    if s.attack in TRAINED_ATTACKS:
+        return _trained_attack(s, channels)
+    if s.maximizer is not None:
+        raise UserError(
+            f"maximizer: only a trained attack has one. Received: attack={s.attack!r}. Expected "
+            f"--attack {', '.join(TRAINED_ATTACKS)}."
+        )
     options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.attack_objective}
-    if s.attack in ("pgd", "bim"):
-        options["steps"] = s.steps
-        if s.step_size is not None:
-            options["step_size"] = float(s.step_size)
-    if s.attack == "pgd":
+    if s.attack != "fgsm":
+        options["steps"] = s.steps or 10
+    if s.attack in ("pgd", "bim") and s.step_size is not None:
+        options["step_size"] = float(s.step_size)
+    if s.attack not in ("fgsm", "bim"):
         options |= {"start": s.start, "restarts": s.restarts}
     return ATTACKS.get(s.attack)(**options)
+
+
+def _trained_attack(s, channels):
+    from keras_emr.attacks.learned import LearnedAttack
+    from keras_emr.maximizers import make_maximizer
+    from keras_emr.maximizers.files import foreign, load_maximizer
+
+    scale = number(s.maximizer_scale)
+    if s.attack in ("lstm", "rnn"):
+        maximizer = make_maximizer(
+            s.attack,
+            hidden=s.hidden,
+            layers=s.maximizer_layers,
+            preprocessing=s.preprocessing,
+            output=s.maximizer_output,
+            scale=scale,
+            seed=s.seed,
+        )
+    else:
+        size = {"width": s.generator_width, "depth": s.generator_depth}
+        maximizer = make_maximizer(s.attack, **size, scale=scale, seed=s.seed)
+    if s.maximizer is not None:
+        loaded = load_maximizer(s.maximizer)
+        kinds = [m.describe().get("reads", m.describe()["cell"]) for m in (loaded, maximizer)]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"maximizer: made for another attack. Received: {s.maximizer!r}, a {kinds[0]}, for "
+                f"attack {s.attack}."
+            )
+        for line in foreign(loaded, float(s.epsilon), channels):
+            warn(line)
+        maximizer = loaded
+    given = {
+        "norm": s.norm,
+        "steps": s.steps,
+        "start": s.start,
+        "objective": s.attack_objective,
+        "step_weights": s.step_weights,
+        "bptt_horizon": s.bptt_horizon,
+    }
+    return LearnedAttack.named(
+        s.attack,
+        float(s.epsilon),
+        maximizer=maximizer,
+        start_noise=s.start_noise,
+        straight_through=s.straight_through,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+
+
+def maximizer_optimizer(s):
+    import keras
+
+    return keras.optimizers.Adam(
+        s.maximizer_learning_rate, global_clipnorm=s.maximizer_clip or None
+    )
 
 
 def defense(s):
     options = {}
     if s.beta is not None and s.defense not in ("standard", "at"):
         options["beta"] = s.beta
+    if s.defense == "at":
+        gat = 0.5 if s.attack == "gat" else 0.0
+        options["clean_weight"] = gat if s.clean_weight is None else s.clean_weight
     if s.defense.startswith("mail-"):
         options |= {
             "slope": s.mail_slope,
@@ -124,13 +191,14 @@ def classifier(s, data, standard=False):
     robust = RobustClassifier(
         model,
         defense="standard" if standard else defense(s),
-        attack=training_attack(s) if attacked else None,
+        attack=training_attack(s, data.image_shape[-1]) if attacked else None,
         regularizers=[] if standard else regularizers(s),
         eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
+        maximizer_update=s.maximizer_update,
         seed=s.seed,
     )
-    robust.compile(optimizer(s))
+    robust.compile(optimizer(s), maximizer_optimizer=maximizer_optimizer(s))
     return robust
 
 

@@ -89,15 +89,42 @@ def _require_same_data(target, data, settings):
         )
 
 
-def _build(name, s):
+def _build(name, s, path, channels):
+    """The attacks called ``name``: one, or ``learned`` for each multiple of its steps."""
     from keras_emr.attacks import ATTACKS
     from keras_emr_cli.build import number
 
+    if name == "learned":
+        return _learned(s, path, channels)
     options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.objective}
+    if name in ("pgd", "apgd", "line-search"):
+        options |= {"steps": s.steps, "restarts": s.restarts, "start": s.start}
     if name == "pgd":
-        step_size = number(s.step_size)
-        options |= {"steps": s.steps, "restarts": s.restarts, "step_size": step_size}
-    return ATTACKS.get(name)(**options)
+        options["step_size"] = number(s.step_size)
+    return [ATTACKS.get(name)(**options)]
+
+
+def _learned(s, path, channels):
+    from keras_emr.attacks.learned import LearnedAttack
+    from keras_emr.maximizers.files import foreign, load_maximizer
+    from keras_emr_cli.progress import warn
+
+    maximizer = load_maximizer(s.maximizer or path.parent)
+    for line in foreign(maximizer, float(s.epsilon), channels):
+        warn(line)
+    before = maximizer.trained_for or {"steps": 10, "latent": False}
+    return [
+        LearnedAttack(
+            float(s.epsilon),
+            s.norm,
+            maximizer=maximizer,
+            steps=times * before["steps"],
+            latent=before["latent"],
+            restarts=s.restarts,
+            objective=s.objective,
+        )
+        for times in s.times
+    ]
 
 
 def _attack_all(path, settings, data, quiet):
@@ -123,11 +150,12 @@ def _attack_all(path, settings, data, quiet):
             f"{Network(model).classes} outputs."
         )
     x, y = data.x_test[: settings.n_examples], data.y_test[: settings.n_examples]
+    channels = data.image_shape[-1]
+    attacks = [a for name in settings.attacks for a in _build(name, settings, path, channels)]
     cards = []
     with Reporter(quiet) as reporter:
-        for name in settings.attacks:
-            attack = _build(name, settings)
-            progress = reporter.steps(f"attack {name}")
+        for attack in attacks:
+            progress = reporter.steps(f"attack {attack.name}")
             cards.append(
                 scorecard(
                     model,
@@ -169,8 +197,10 @@ def _show(path, settings, cards, as_json):
     for card in cards:
         attack, margins = card["attack"], card["margins"]
         name = attack["name"]
-        if name == "pgd":
-            name = f"PGD-{attack['steps']}x{attack['restarts']}"
+        if name == "learned":
+            name = attack["maximizer"]["cell"]
+        if name not in ("fgsm", "bim"):
+            name = f"{name.upper()}-{attack['steps']}x{attack['restarts']}"
         rows.append(
             [
                 name,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def warn(text):
+    """One line on stderr."""
+    print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
 class Reporter:
@@ -69,6 +76,7 @@ class EpochReport(keras.callbacks.Callback):
         self._update(self._done + batch + 1, self.epochs * self.steps)
 
     def on_epoch_end(self, epoch, logs=None):
-        shown = ("loss", "accuracy", "robust_accuracy", "val_accuracy", "val_robust_accuracy")
+        shown = ("loss", "inner_loss", "accuracy", "robust_accuracy", "val_accuracy")
+        shown += ("val_robust_accuracy",)
         figures = "  ".join(f"{key} {logs[key]:.4f}" for key in shown if key in logs)
         self.reporter.say(f"{self.title}  epoch {epoch + 1}/{self.epochs}  {figures}")

@@ -76,13 +76,16 @@ class Setting:
             raise UserError(f"{where}: {error}") from None
         except (ValueError, TypeError, ArithmeticError):
             raise self._error(raw, where, self._expected()) from None
-        if self.kind in ("int", "float", "ratio"):
-            finite = value == value and abs(value) != float("inf")
-            low_ok = self.low is None or (value > self.low if self.low_open else value >= self.low)
-            high_ok = self.high is None or value <= self.high
-            if not (finite and low_ok and high_ok):
+        if self.kind in ("int", "float", "ratio", "ints"):
+            numbers = value if self.kind == "ints" else [value]
+            if not all(map(self._in_range, numbers)):
                 raise self._error(raw, where, self._expected())
         return value
+
+    def _in_range(self, value):
+        finite = value == value and abs(value) != float("inf")
+        low_ok = self.low is None or (value > self.low if self.low_open else value >= self.low)
+        return finite and low_ok and (self.high is None or value <= self.high)
 
     def _convert(self, raw):
         if self.kind == "int":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
@@ -71,6 +72,8 @@ def _settled(s) -> Merged:
     from keras_emr.data.registry import located
 
     values = {**s.values, "data": located(s.data)}
+    if s.maximizer is not None:
+        values["maximizer"] = str(Path(s.maximizer).resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
     return Merged(values, s.origins)
@@ -78,7 +81,9 @@ def _settled(s) -> Merged:
 
 def _fresh(s):
     """``runs/digits-small-cnn-trades-emr``, numbered from the second on."""
-    name = "-".join([Path(s.data).stem, s.model, s.defense] + (["emr"] if s.emr else []))
+    parts = [Path(s.data).stem, s.model, s.defense]
+    parts += [s.attack] * (s.attack in TRAINED_ATTACKS) + ["emr"] * bool(s.emr)
+    name = "-".join(parts)
     candidate, number = Path("runs") / name, 1
     while candidate.exists():
         number += 1
@@ -165,13 +170,15 @@ def _train_all(settings, data, folder, robust, resume, stop, reporter):
             resume=resume,
             stop=stop,
             callbacks=[EpochReport(reporter, title, settings.epochs, steps)],
+            maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
         )
     return runs
 
 
 def _title(settings):
     emr = settings.emr > 0 or settings.emr_preset
-    return settings.defense + (" + EMR" if emr else "")
+    learned = settings.attack in TRAINED_ATTACKS and settings.defense != "standard"
+    return " + ".join([settings.defense, *([settings.attack] * learned), *(["EMR"] * bool(emr))])
 
 
 def _judge(settings, data, runs, reporter, stop):

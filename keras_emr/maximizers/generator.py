@@ -34,6 +34,8 @@ class Generator(keras.layers.Layer):
             c_g), >= 0.
         scale: length of a step of 1, in [0, 1] pixel units; ``None``: the attack's epsilon.
         seed: of the initial weights.
+        trained_for: facts of the training, filled in by ``RobustClassifier``: epsilon,
+            channels, steps, latent.
 
     Raises:
         UserError: an unknown ``reads`` or a size below 1.
@@ -47,6 +49,7 @@ class Generator(keras.layers.Layer):
         power_penalty=0.0,
         scale=None,
         seed=0,
+        trained_for=None,
         **kwargs,
     ):
         super().__init__(**{"dtype": keras.config.floatx(), "name": "maximizer", **kwargs})
@@ -56,6 +59,7 @@ class Generator(keras.layers.Layer):
         self.power_penalty = non_negative("power_penalty", power_penalty)
         self.scale = None if scale is None else non_negative("scale", scale)
         self.seed = seed
+        self.trained_for = trained_for
         self.convolutions = []
 
     @property
@@ -131,4 +135,5 @@ class Generator(keras.layers.Layer):
             "power_penalty": self.power_penalty,
             "scale": self.scale,
             "seed": self.seed,
+            "trained_for": self.trained_for,
         }

@@ -49,6 +49,8 @@ class LearnedMaximizer(keras.layers.Layer):
         use_bias: biases in the cells and the output.
         initial_step: the untrained step for a feature of 1, in units of ``scale``.
         seed: of the initial weights.
+        trained_for: facts of the training, filled in by ``RobustClassifier``: epsilon,
+            channels, steps, latent.
 
     Raises:
         UserError: an unknown cell, preprocessing or output; a size below 1.
@@ -67,6 +69,7 @@ class LearnedMaximizer(keras.layers.Layer):
         use_bias=False,
         initial_step=0.25,
         seed=0,
+        trained_for=None,
         **kwargs,
     ):
         super().__init__(**{"dtype": keras.config.floatx(), "name": "maximizer", **kwargs})
@@ -79,6 +82,7 @@ class LearnedMaximizer(keras.layers.Layer):
         self.use_bias = use_bias
         self.initial_step = non_negative("initial_step", initial_step)
         self.seed = seed
+        self.trained_for = trained_for
         self.inputs = FEATURES[preprocessing]
         self._make_weights()
         self.built = True
@@ -201,6 +205,7 @@ class LearnedMaximizer(keras.layers.Layer):
             "use_bias": self.use_bias,
             "initial_step": self.initial_step,
             "seed": self.seed,
+            "trained_for": self.trained_for,
         }
 
 

@@ -128,8 +128,22 @@ class StopOnSignal(keras.callbacks.Callback):
         self._check()
 
 
+class StopAfter(keras.callbacks.Callback):
+    """Stop after ``batches`` training batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        self.model.stop_training = self.left <= 0
+
+
 class Recorder(keras.callbacks.Callback):
     """Writes a run folder: each epoch's ``history.jsonl`` line, ``best``, ``last``, checkpoint.
+
+    Beside ``best.keras`` the learned maximizer of that epoch, if there is one.
 
     The checkpoint comes last: whatever moment a run is killed at, resuming repeats at most the
     epoch that was under way.
@@ -167,5 +181,7 @@ class Recorder(keras.callbacks.Callback):
         self.folder.write_history(self.rows)
         if self.best is self.rows[-1]:
             self.folder.save_model(self.model.model, self.folder.best)
+            if self.model.maximizer is not None:
+                self.folder.save_model(self.model.maximizer, self.folder.maximizer)
         self.folder.save_model(self.model.model, self.folder.last)
         self.folder.save_model(self.model, self.folder.state)

@@ -53,7 +53,9 @@ class RobustClassifier(backend.StepMixin, keras.Model):
     looks at clean images gets an inference pass for ``accuracy``. ``robust_accuracy`` is absent
     where there is no attack. Where a learned maximizer is trained: ``inner_loss`` (the objective
     of its attack at the last step) and ``skipped_updates`` (updates of an epoch left out because
-    a gradient was not finite).
+    a gradient was not finite); in validation the cross-entropy under its attack and under
+    ``eval_attack`` on the same images, ``learned_loss`` and ``referee_loss``: a maximizer that
+    the classifier has learned to fool falls behind.
 
     With ``attack=LearnedAttack(...)`` the maximizer's weights phi are trained with the classifier
     (Xiong & Hsieh, ECCV 2020: RNN-Adv with defense ``at``, RNN-TRADES with ``trades``), by an
@@ -152,6 +154,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         if self.maximizer is not None:
             self.inner_loss_metric = mean(name="inner_loss")
             self.skipped_metric = keras.metrics.Sum(name="skipped_updates")
+            self.learned_loss_metric = mean(name="learned_loss")
+            self.referee_loss_metric = mean(name="referee_loss")
         if model.built:
             self.build(model.input_shape)
             self.built = True
@@ -164,6 +168,13 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             if not self.maximizer.built:
                 self.maximizer.build(input_shape)
             self.maximizer.trainable = False
+            if self._learns:
+                self.maximizer.trained_for = {
+                    "epsilon": self.attack.epsilon,
+                    "channels": input_shape[-1],
+                    "steps": self.attack.steps,
+                    "latent": self.attack.latent,
+                }
             self._build_maximizer_optimizer()
 
     def _build_maximizer_optimizer(self):
@@ -248,9 +259,13 @@ class RobustClassifier(backend.StepMixin, keras.Model):
                 "alternating."
             )
         self._maximizer_alone, self.train_function = True, None
+        callbacks = [*kwargs.pop("callbacks", ())]
+        if hasattr(x, "set_epoch"):
+            order = keras.callbacks.LambdaCallback(on_epoch_begin=lambda i, _: x.set_epoch(i))
+            callbacks.append(order)
         try:
             with backend.preserve_random_state():
-                return super().fit(x, y, batch_size, epochs, **kwargs)
+                return super().fit(x, y, batch_size, epochs, callbacks=callbacks, **kwargs)
         finally:
             self._maximizer_alone, self.train_function = False, None
 
@@ -279,6 +294,15 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.inner_loss_metric.update_state(value)
         self.skipped_metric.update_state(skipped)
         return x_adv
+
+    def _judge_maximizer(self, network, x, y, adversarial):
+        """Cross-entropy under the learned attack, and at the referee's ``adversarial`` logits."""
+        if self._learns is None:
+            return
+        objective = self._objective(network, self.attack, x, y, training=False)
+        found = self.attack(objective, x, StreamSampler(_VALIDATION_SEED), network.classes)
+        self.learned_loss_metric.update_state(losses.cross_entropy(y, network.frozen()(found)))
+        self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial))
 
     def maximizer_step(self, x, y):
         """A batch's update of phi alone; returns its metric results."""
@@ -332,11 +356,16 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.accuracy_metric.update_state(losses.correct(y, shown), sample_weight)
         if adversarial is not None:
             self.robust_accuracy_metric.update_state(losses.correct(y, adversarial), sample_weight)
+        if self.maximizer is not None and not training:
+            self._judge_maximizer(network, x, y, adversarial)
         logs = self.compute_metrics(x, y, shown, sample_weight)
         # A zero would be a lie where nothing was attacked or learned.
         absent = () if adversarial is not None else ("robust_accuracy",)
-        if self.maximizer is not None and not (training and self._learns == "joint"):
-            absent += ("inner_loss", "skipped_updates")
+        if self.maximizer is not None:
+            if training or self._learns is None:
+                absent += ("learned_loss", "referee_loss")
+            if not training or self._learns != "joint":
+                absent += ("inner_loss", "skipped_updates")
         return loss, {name: value for name, value in logs.items() if name not in absent}
 
     # Keras keeps the state of seed generators out of weight files; without it a resumed run

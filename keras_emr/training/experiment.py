@@ -13,6 +13,7 @@ from keras_emr.training.callbacks import (
     EffectiveMarginLogger,
     Interrupted,
     Recorder,
+    StopAfter,
     StopOnNonFinite,
 )
 from keras_emr.training.run_folder import RunFolder
@@ -44,6 +45,7 @@ def train(
     resume=False,
     stop=None,
     callbacks=(),
+    maximizer_warmup=0,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
@@ -63,6 +65,8 @@ def train(
         resume: continue after the last finished epoch found in ``folder``.
         stop: a :class:`StopOnSignal` that the caller can trip.
         callbacks: further Keras callbacks.
+        maximizer_warmup: batches on which a learned maximizer is trained alone before the first
+            epoch, against the untrained classifier.
 
     Returns:
         :class:`TrainedRun`.
@@ -99,9 +103,18 @@ def train(
     ordered = [StopOnNonFinite(), *margins, recorder, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs:
+        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed)
         try:
+            if maximizer_warmup and not rows:
+                classifier.fit_maximizer(
+                    batches,
+                    epochs=-(-maximizer_warmup // len(batches)),
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[StopAfter(maximizer_warmup), *([stop] if stop else [])],
+                )
             classifier.fit(
-                TrainBatches(data.x_train, data.y_train, batch_size, seed),
+                batches,
                 validation_data=(data.x_val, data.y_val),
                 validation_batch_size=_even_batches(len(data.x_val)),
                 epochs=epochs,

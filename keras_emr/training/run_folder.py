@@ -17,6 +17,7 @@ _FILES = (
     "environment.json",
     "best.keras",
     "last.keras",
+    "maximizer.keras",
     "checkpoints/state.keras",
     "report/report.json",
 )
@@ -37,6 +38,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.best = self.path / "best.keras"
         self.last = self.path / "last.keras"
+        self.maximizer = self.path / "maximizer.keras"
         self.state = self.path / "checkpoints" / "state.keras"
         self.report = self.path / "report" / "report.json"
         self.baseline = self.path / "baseline"
@@ -106,9 +108,11 @@ class RunFolder:
 
     @staticmethod
     def save_model(model, path: Path):
-        """``model.save`` that never leaves a damaged file under ``path``."""
+        """Save a model or layer; never leaves a damaged file under ``path``."""
+        import keras
+
         aside = path.with_name(f".part-{path.name}")
-        model.save(aside)
+        keras.saving.save_model(model, aside)
         os.replace(aside, path)
 
     def read_history(self):
