@@ -5,6 +5,8 @@ import numpy as np
 
 from keras_emr.data.checks import check_labels, check_range
 from keras_emr.errors import UserError
+from keras_emr.models.logits import own_input_shape, require_logits
+from keras_emr.network import Network
 
 
 def checked_examples(x, y, classes):
@@ -35,4 +37,28 @@ def require_finite(finite):
             f"the model gives logits that are not finite. Received: NaN or Inf for "
             f"{int((~finite).sum())} of {len(finite)} clean images. Expected finite logits; the "
             "training of this model probably diverged: take an earlier checkpoint."
+        )
+
+
+def require_fit(model, image_shape, classes):
+    """Raise :class:`UserError` unless ``model`` takes images of that shape and has such classes.
+
+    Args:
+        model: Keras classifier to logits.
+        image_shape: (H, W, C) of the data.
+        classes: number of classes in the data; the model may have more outputs.
+    """
+    takes, given = own_input_shape(model), tuple(image_shape)
+    require_logits(model, given)
+    if takes is not None:
+        sides = zip(takes, given, strict=False)
+        if len(takes) != len(given) or any(side not in (None, has) for side, has in sides):
+            raise UserError(
+                f"model and data do not fit. Received: images {given} for a model that takes "
+                f"{tuple(takes)}."
+            )
+    if Network(model).classes < classes:
+        raise UserError(
+            f"model and data do not fit. Received: {classes} classes for a model with "
+            f"{Network(model).classes} outputs."
         )

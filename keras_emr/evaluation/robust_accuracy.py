@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from keras import ops
 
-from keras_emr import backend, losses
-from keras_emr.attacks.base import Objective
-from keras_emr.evaluation.batching import in_batches, padded
+from keras_emr.evaluation.attack_run import AttackRun
 from keras_emr.evaluation.inputs import checked_examples, require_finite
 from keras_emr.models.logits import require_logits
 from keras_emr.network import Network
-from keras_emr.sampling import ExampleSampler
 
 
 class InfeasibleAttack(AssertionError):
@@ -72,7 +68,7 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
     """
     require_logits(model, np.shape(x)[1:])
     x, y = checked_examples(x, y, Network(model).classes)
-    run = _Run(model, attack, batch_size=min(batch_size, len(x)))
+    run = AttackRun(model, attack, batch_size=min(batch_size, len(x)))
     correct, finite = run.judge(x, y)
     require_finite(finite)
     robust = correct.copy()
@@ -85,7 +81,7 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
         for begin in range(0, len(survivors), run.batch_size):
             index = survivors[begin : begin + run.batch_size]
             found, loss = run.attack_batch(x[index], y[index], index, restart, seed)
-            _require_feasible(attack, x[index], found)
+            require_feasible(attack, x[index], found)
             still_right, _ = run.judge(found, y[index])
             keep = ~still_right | (loss > highest[index])
             x_adv[index[keep]] = found[keep]
@@ -99,56 +95,6 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
     return AttackResult(correct, robust, x_adv, _largest(attack, x, x_adv))
 
 
-class _Run:
-    """One model and attack, compiled once: a single step, repeated from the host.
-
-    Compile time then does not grow with the number of steps; the images stay on the device.
-    """
-
-    def __init__(self, model, attack, batch_size):
-        self.attack = attack
-        self.batch_size = batch_size
-        self.network = Network(model)
-        self._predict = backend.compiled(self._judge, model.variables)
-        variables = [*model.variables, *attack.variables]
-        self._begin = backend.compiled(self._first, variables)
-        self._step = backend.compiled(self._advance, variables)
-        self._loss = backend.compiled(self._final_loss, model.variables)
-
-    def _objective(self, x, y):
-        return Objective(self.network.frozen(), self.attack.objective or "cross_entropy", x, y)
-
-    def _judge(self, x, y):
-        logits = self.network.frozen()(x)
-        return losses.correct(y, logits), ops.all(ops.isfinite(logits), axis=-1)
-
-    def _first(self, x, y, drawn):
-        return self.attack.begin(self._objective(x, y), x, drawn)
-
-    def _advance(self, x, y, state):
-        return self.attack.step(self._objective(x, y), x, state)
-
-    def _final_loss(self, x, y, x_adv):
-        objective = self._objective(x, y)
-        return objective.loss(objective.logits(x_adv))
-
-    def judge(self, x, y):
-        """Which examples are right, and whose logits are finite: two (N,) bool."""
-        return in_batches(self._predict, self.batch_size, x, y)
-
-    def attack_batch(self, x, y, index, restart, seed):
-        rows, size = len(x), self.batch_size
-        sampler = ExampleSampler(seed, restart, padded(index, size))
-        x, y = (ops.convert_to_tensor(padded(a, size)) for a in (x, y))
-        drawn = self.attack.draw(x, sampler, self.network.classes)
-        state = self._begin(x, y, drawn)
-        for _ in range(self.attack.steps):
-            state = self._step(x, y, state)
-        found = self.attack.result(state)
-        loss = self._loss(x, y, found)
-        return ops.convert_to_numpy(found)[:rows], ops.convert_to_numpy(loss)[:rows]
-
-
 def _perturbation(attack, x, x_adv):
     delta = (x_adv.astype("float64") - x).reshape(len(x), -1)
     return np.abs(delta).max(axis=1) if attack.norm == "linf" else np.linalg.norm(delta, axis=1)
@@ -158,7 +104,8 @@ def _largest(attack, x, x_adv):
     return float(_perturbation(attack, x, x_adv).max())
 
 
-def _require_feasible(attack, x, x_adv):
+def require_feasible(attack, x, x_adv):
+    """Raise :class:`InfeasibleAttack` unless the images ``x_adv`` are within the threat model."""
     if not np.isfinite(x_adv).all():
         raise InfeasibleAttack(f"{attack!r} returned NaN or infinite pixels")
     largest = _largest(attack, x, x_adv)
