@@ -13,7 +13,7 @@ from keras_emr.attacks.base import Attack, Objective
 from keras_emr.attacks.learned import LearnedAttack
 from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.errors import UserError
-from keras_emr.models.logits import require_logits
+from keras_emr.models.logits import own_input_shape, require_logits
 from keras_emr.network import Network
 from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
@@ -93,7 +93,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         seed=0,
         **kwargs,
     ):
-        require_logits(model)
+        if own_input_shape(model) is None:
+            require_logits(model)  # what can be seen before it is built
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
         defense = get_defense(defense) if isinstance(defense, str) else defense
@@ -156,14 +157,16 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             self.skipped_metric = keras.metrics.Sum(name="skipped_updates")
             self.learned_loss_metric = mean(name="learned_loss")
             self.referee_loss_metric = mean(name="referee_loss")
-        if model.built:
-            self.build(model.input_shape)
+        shape = own_input_shape(model)
+        if shape is not None:
+            self.build((None, *shape))
             self.built = True
 
     def build(self, input_shape):
-        if not self.model.built:
-            self.model.build(input_shape)
-            require_logits(self.model, input_shape[1:])
+        if not (self.model.built and self.model.variables):
+            # A call, not `build`: a subclassed model may have no other way to make its weights.
+            self.model(keras.KerasTensor((None, *input_shape[1:])))
+        require_logits(self.model, input_shape[1:])
         if self.maximizer is not None:
             if not self.maximizer.built:
                 self.maximizer.build(input_shape)
@@ -176,6 +179,18 @@ class RobustClassifier(backend.StepMixin, keras.Model):
                     "latent": self.attack.latent,
                 }
             self._build_maximizer_optimizer()
+
+    def _build_for(self, data):
+        """Build for what ``fit`` was given: in a compiled step it would be too late."""
+        if self.built or data is None:
+            return
+        if isinstance(data, keras.utils.PyDataset):
+            data = data[0][0]
+        elif hasattr(data, "element_spec"):
+            data = data.element_spec[0]
+        if getattr(data, "shape", None) is not None:
+            self.build((None, *data.shape[1:]))
+            self.built = True
 
     def _build_maximizer_optimizer(self):
         if self.maximizer_optimizer is not None and self.maximizer.built:
@@ -235,6 +250,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
         """As ``keras.Model.fit``. Data with a ``set_epoch`` method is told the epoch's number."""
+        self._build_for(x)
         tracker = EpochTracker(x if hasattr(x, "set_epoch") else None, self.seed)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(tracker)
@@ -258,6 +274,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
                 f"maximizer_update={self.maximizer_update!r}. Expected a LearnedAttack, joint or "
                 "alternating."
             )
+        self._build_for(x)
         self._maximizer_alone, self.train_function = True, None
         callbacks = [*kwargs.pop("callbacks", ())]
         if hasattr(x, "set_epoch"):
@@ -283,12 +300,12 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             return self.train_maximizer(network, x, y)
         objective = self._objective(network, attack, x, y, training)
         sampler = StreamSampler(self.attack_seed if training else _VALIDATION_SEED)
-        return attack(objective, x, sampler, network.classes)
+        return attack(objective, x, sampler, _classes(network, attack))
 
     def train_maximizer(self, network, x, y):
         """Attack a batch with the learned maximizer and update phi; returns the images."""
         objective = self._objective(network, self.attack, x, y, training=True)
-        drawn = self.attack.draw(x, StreamSampler(self.attack_seed), network.classes)
+        drawn = self.attack.draw(x, StreamSampler(self.attack_seed), _classes(network, self.attack))
         x_adv, value, gradients = self.attack.meta_gradient(objective, x, drawn)
         skipped = ascend(self.maximizer_optimizer, gradients, self.maximizer.variables)
         self.inner_loss_metric.update_state(value)
@@ -300,7 +317,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         if self._learns is None:
             return
         objective = self._objective(network, self.attack, x, y, training=False)
-        found = self.attack(objective, x, StreamSampler(_VALIDATION_SEED), network.classes)
+        sampler = StreamSampler(_VALIDATION_SEED)
+        found = self.attack(objective, x, sampler, _classes(network, self.attack))
         self.learned_loss_metric.update_state(losses.cross_entropy(y, network.frozen()(found)))
         self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial))
 
@@ -412,3 +430,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
 
 def _as_batch(x, y):
     return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")
+
+
+def _classes(network, attack):
+    # A subclassed model that was never called does not know; only this start asks.
+    return network.classes if attack.start == "odi" else None

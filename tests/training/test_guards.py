@@ -125,3 +125,21 @@ def test_train_on_batch_counts_as_the_first_epoch():
         for r in ([emr], [ke.EffectiveMarginRegularizer(1.0)])
     ]
     assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "lstm", "generator-gradient"])
+def test_a_subclassed_model_need_not_be_built(attack):
+    class Flat(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(3)
+
+        def call(self, x, training=None):
+            return self.dense(self.flatten(x))
+
+    learned = attack != "pgd"
+    steps = {} if attack == "generator-gradient" else {"steps": 2}
+    options = ke.LearnedAttack.named(attack, 0.1, **steps) if learned else ke.PGD(0.1, steps=2)
+    robust = compiled(Flat(), "at", attack=options)
+    history = robust.fit(X, Y, verbose=0, validation_data=(X, Y)).history
+    assert np.isfinite(history["val_loss"][0]) and robust.model.count_params() == 36 * 3 + 3
