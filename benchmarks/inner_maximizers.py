@@ -1,0 +1,164 @@
+"""Learned inner maximizers against PGD: as attacks on a frozen model, and as trainers of one.
+
+    python benchmarks/inner_maximizers.py --data digits --epsilon 0.15 --epochs 20 --seeds 0,1,2
+
+For every seed the small CNN is trained with AT and TRADES, with PGD-10 and with a learned
+maximizer of 10 steps (RNN-Adv, RNN-TRADES). Every model is judged on the test set by attacks that
+none was trained with: PGD-100x5 on cross-entropy and on the margin. On the AT model as it is a
+fresh maximizer is trained as well, and the test cross-entropy after its 10 steps compared with
+PGD-10's, with the best of eight step sizes and the better of two starts *for that test set*.
+"""
+
+import argparse
+import json
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_emr as ke
+from keras_emr.attacks.base import Objective
+from keras_emr.data.batches import TrainBatches
+from keras_emr.network import Network
+from keras_emr.sampling import ExampleSampler
+
+STEP_SIZES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
+STEPS = 10
+
+
+def compiled(model, defense, attack, seed):
+    robust = ke.RobustClassifier(model, defense, attack=attack, seed=seed)
+    robust.compile(keras.optimizers.Adam(1e-3))
+    return robust
+
+
+def train(defense, cell, data, options, seed):
+    keras.utils.set_random_seed(seed)
+    model = ke.small_cnn(data.image_shape, data.classes)
+    epsilon = options.epsilon
+    attack = ke.LearnedAttack.named(cell, epsilon) if cell else ke.PGD(epsilon, steps=STEPS)
+    batches = TrainBatches(data.x_train, data.y_train, options.batch_size, seed)
+    robust = compiled(model, defense, attack, seed)
+    robust.fit(batches, epochs=options.epochs, shuffle=False, verbose=0)
+    return model
+
+
+def judge(model, data, options, seed):
+    """Clean accuracy, and accuracy under PGD-100x5 on both objectives, in percent."""
+    found, both = {}, True
+    for objective in ("cross_entropy", "margin"):
+        attack = ke.PGD(options.epsilon, steps=100, restarts=5, objective=objective)
+        result = ke.evaluate_attack(model, attack, data.x_test, data.y_test, seed=seed)
+        found["clean"] = 100 * result.accuracy
+        found[objective] = 100 * result.robust_accuracy
+        both = both & result.robust
+    found["both"] = 100 * float(both.mean())
+    return found
+
+
+def final_loss(model, attack, data, seed):
+    """Mean test cross-entropy after the attack, its example-wise noise drawn from ``seed``."""
+    from keras_emr import backend
+
+    network = Network(model)
+
+    def loss(x, y, *drawn):
+        objective = Objective(network.frozen(), "cross_entropy", x, y)
+        state = attack.begin(objective, x, drawn)
+        for _ in range(attack.steps):
+            state = attack.step(objective, x, state)
+        return (objective.value(attack.result(state)),)
+
+    run = backend.compiled(loss, [*model.variables, *attack.variables])
+    x, y = ops.convert_to_tensor(data.x_test), ops.convert_to_tensor(data.y_test.astype("int32"))
+    drawn = attack.draw(x, ExampleSampler(seed, 0, range(len(data.x_test))), data.classes)
+    return float(ops.convert_to_numpy(run(x, y, *drawn)[0]).mean())
+
+
+def frozen(model, data, options, seed):
+    """Test cross-entropy after ten steps of each attack on the model as it is."""
+    epsilon = options.epsilon
+    found = {}
+    tuned = [
+        final_loss(model, ke.PGD(epsilon, steps=STEPS, step_size=a * epsilon, start=start), data, 0)
+        for a in STEP_SIZES
+        for start in ("uniform", "gaussian")
+    ]
+    found["pgd"] = final_loss(model, ke.PGD(epsilon, steps=STEPS), data, 0)
+    found["pgd, tuned"] = max(tuned)
+    found["apgd"] = final_loss(model, ke.APGD(epsilon, steps=STEPS), data, 0)
+    found["line-search"] = final_loss(model, ke.LineSearch(epsilon, steps=STEPS), data, 0)
+    for cell in ("lstm", "rnn"):
+        maximizer = ke.LearnedMaximizer(cell, seed=seed)
+        attack = ke.LearnedAttack(epsilon, maximizer=maximizer, steps=STEPS)
+        batches = TrainBatches(data.x_train, data.y_train, options.batch_size, seed)
+        robust = compiled(model, "at", attack, seed)
+        robust.fit_maximizer(batches, epochs=options.fit_epochs, shuffle=False, verbose=0)
+        found[cell] = final_loss(model, attack, data, 0)
+    found["pgd-100"] = final_loss(
+        model, ke.PGD(epsilon, steps=100, step_size=0.1 * epsilon), data, 0
+    )
+    return found
+
+
+def spread(rows, digits):
+    values = np.array(rows)
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--epsilon", type=float, default=0.15)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--fit-epochs", type=int, default=30, help="of phi on the frozen model")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--n-train", type=int, help="the first N training images only")
+    parser.add_argument("--n-test", type=int, help="the first N test images only")
+    parser.add_argument("--json", help="write every number there")
+    options = parser.parse_args()
+    data = ke.load_data(options.data)
+    parts = {
+        "x_train": data.x_train[: options.n_train],
+        "y_train": data.y_train[: options.n_train],
+        "x_test": data.x_test[: options.n_test],
+        "y_test": data.y_test[: options.n_test],
+    }
+    data = argparse.Namespace(**parts, image_shape=data.image_shape, classes=data.classes)
+    methods = {
+        "AT": ("at", None),
+        "RNN-Adv (lstm)": ("at", "lstm"),
+        "RNN-Adv (rnn)": ("at", "rnn"),
+        "TRADES": ("trades", None),
+        "RNN-TRADES (lstm)": ("trades", "lstm"),
+        "RNN-TRADES (rnn)": ("trades", "rnn"),
+    }
+    judged, losses = {name: [] for name in methods}, []
+    for seed in map(int, options.seeds.split(",")):
+        for name, (defense, cell) in methods.items():
+            model = train(defense, cell, data, options, seed)
+            judged[name].append(judge(model, data, options, seed))
+            print(seed, name, judged[name][-1], flush=True)
+            if name == "AT":
+                losses.append(frozen(model, data, options, seed))
+                print(seed, "frozen", losses[-1], flush=True)
+    print(f"\n{keras.backend.backend()}, {vars(options)}")
+    print("| method | clean % | PGD-100x5 % | margin-100x5 % | both % |\n|---|---|---|---|---|")
+    for name, rows in judged.items():
+        cells = [spread([r[k] for r in rows], 1) for k in rows[0]]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print("\n| attack on the AT model, 10 steps | test cross-entropy |\n|---|---|")
+    for name in losses[0]:
+        print(f"| {name} | {spread([row[name] for row in losses], 3)} |")
+    gains = [row["lstm"] - row["pgd, tuned"] for row in losses]
+    print(f"lstm - pgd, tuned: {spread(gains, 3)}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(
+                {"options": vars(options), "judged": judged, "frozen": losses}, file, indent=2
+            )
+
+
+if __name__ == "__main__":
+    main()
