@@ -4,6 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+# Validation repeats the same noise every epoch, so that epochs can be compared.
+VALIDATION_SEED = 2**20
+
 
 class StreamSampler:
     """Draws inside the compiled step from a ``SeedGenerator``.

@@ -17,18 +17,15 @@ from keras_emr.models.logits import own_input_shape, require_logits
 from keras_emr.network import Network
 from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
-from keras_emr.sampling import StreamSampler
+from keras_emr.sampling import VALIDATION_SEED, StreamSampler
 from keras_emr.training.callbacks import EpochTracker
-from keras_emr.training.meta_update import ascend
+from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
 
 # Loading a saved classifier finds parts by their registered names: all must have been imported.
 ATTACKS.load_all()
 DEFENSES.load_all()
 
 ATTACK_MODES = ("inference", "training")
-MAXIMIZER_UPDATES = ("joint", "alternating", "frozen")
-# Validation repeats the same start noise every epoch, so that epochs can be compared.
-_VALIDATION_SEED = 2**20
 
 
 @keras.saving.register_keras_serializable("keras_emr")
@@ -40,7 +37,7 @@ class PerExampleMean(keras.losses.Loss):
 
 
 @register
-class RobustClassifier(backend.StepMixin, keras.Model):
+class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
     """Trains ``model`` with a defense, an attack and regularizers; ``fit`` is Keras's own.
 
     Each batch: the attack searches ``x_adv`` (inner maximisation), the defense turns the logits
@@ -153,10 +150,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         self.maximizer_optimizer = None
         self._maximizer_alone = False
         if self.maximizer is not None:
-            self.inner_loss_metric = mean(name="inner_loss")
-            self.skipped_metric = keras.metrics.Sum(name="skipped_updates")
-            self.learned_loss_metric = mean(name="learned_loss")
-            self.referee_loss_metric = mean(name="referee_loss")
+            self._make_maximizer_metrics()
         shape = own_input_shape(model)
         if shape is not None:
             self.build((None, *shape))
@@ -168,17 +162,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             self.model(keras.KerasTensor((None, *input_shape[1:])))
         require_logits(self.model, input_shape[1:])
         if self.maximizer is not None:
-            if not self.maximizer.built:
-                self.maximizer.build(input_shape)
-            self.maximizer.trainable = False
-            if self._learns:
-                self.maximizer.trained_for = {
-                    "epsilon": self.attack.epsilon,
-                    "channels": input_shape[-1],
-                    "steps": self.attack.steps,
-                    "latent": self.attack.latent,
-                }
-            self._build_maximizer_optimizer()
+            self._build_maximizer(input_shape)
 
     def _build_for(self, data):
         """Build for what ``fit`` was given: in a compiled step it would be too late."""
@@ -191,16 +175,6 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         if getattr(data, "shape", None) is not None:
             self.build((None, *data.shape[1:]))
             self.built = True
-
-    def _build_maximizer_optimizer(self):
-        if self.maximizer_optimizer is not None and self.maximizer.built:
-            self.maximizer_optimizer.build(self.maximizer.variables)
-
-    @property
-    def _learns(self):
-        """How phi is trained: ``joint``, ``alternating`` or ``None``."""
-        attacked = self.maximizer is not None and self.defense.needs_adversarial
-        return self.maximizer_update if attacked and self.maximizer_update != "frozen" else None
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
@@ -262,30 +236,6 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         with backend.preserve_random_state():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def fit_maximizer(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
-        """Train phi alone against the classifier as it is (a warm-up, or a frozen classifier).
-
-        Args as ``keras.Model.fit``; logs ``inner_loss`` and ``skipped_updates``.
-        """
-        if self._learns is None:
-            raise UserError(
-                "there is no maximizer to train. Received: "
-                f"attack={self.attack and self.attack.name!r}, "
-                f"maximizer_update={self.maximizer_update!r}. Expected a LearnedAttack, joint or "
-                "alternating."
-            )
-        self._build_for(x)
-        self._maximizer_alone, self.train_function = True, None
-        callbacks = [*kwargs.pop("callbacks", ())]
-        if hasattr(x, "set_epoch"):
-            order = keras.callbacks.LambdaCallback(on_epoch_begin=lambda i, _: x.set_epoch(i))
-            callbacks.append(order)
-        try:
-            with backend.preserve_random_state():
-                return super().fit(x, y, batch_size, epochs, callbacks=callbacks, **kwargs)
-        finally:
-            self._maximizer_alone, self.train_function = False, None
-
     def _objective(self, network, attack, x, y, training):
         logits_fn = network.frozen(training and self.attack_mode == "training")
         name = attack.objective or "cross_entropy"
@@ -299,34 +249,8 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         if training and self._learns == "joint":
             return self.train_maximizer(network, x, y)
         objective = self._objective(network, attack, x, y, training)
-        sampler = StreamSampler(self.attack_seed if training else _VALIDATION_SEED)
-        return attack(objective, x, sampler, _classes(network, attack))
-
-    def train_maximizer(self, network, x, y):
-        """Attack a batch with the learned maximizer and update phi; returns the images."""
-        objective = self._objective(network, self.attack, x, y, training=True)
-        drawn = self.attack.draw(x, StreamSampler(self.attack_seed), _classes(network, self.attack))
-        x_adv, value, gradients = self.attack.meta_gradient(objective, x, drawn)
-        skipped = ascend(self.maximizer_optimizer, gradients, self.maximizer.variables)
-        self.inner_loss_metric.update_state(value)
-        self.skipped_metric.update_state(skipped)
-        return x_adv
-
-    def _judge_maximizer(self, network, x, y, adversarial):
-        """Cross-entropy under the learned attack, and at the referee's ``adversarial`` logits."""
-        if self._learns is None:
-            return
-        objective = self._objective(network, self.attack, x, y, training=False)
-        sampler = StreamSampler(_VALIDATION_SEED)
-        found = self.attack(objective, x, sampler, _classes(network, self.attack))
-        self.learned_loss_metric.update_state(losses.cross_entropy(y, network.frozen()(found)))
-        self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial))
-
-    def maximizer_step(self, x, y):
-        """A batch's update of phi alone; returns its metric results."""
-        x, y = _as_batch(x, y)
-        self.train_maximizer(Network(self.model), x, y)
-        return {m.name: m.result() for m in (self.inner_loss_metric, self.skipped_metric)}
+        sampler = StreamSampler(self.attack_seed if training else VALIDATION_SEED)
+        return attack(objective, x, sampler, self._classes(network, attack))
 
     def robust_step(self, x, y, sample_weight, training):
         """The computation that every backend's ``train_step`` and ``test_step`` share.
@@ -334,7 +258,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         Returns:
             ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
         """
-        x, y = _as_batch(x, y)
+        x, y = self._as_batch(x, y)
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
         x_adv = self.find_adversarial(network, x, y, training)
@@ -359,7 +283,7 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         # Nobody's label would be learned without a word: NaN stops the run.
         per_example = ops.where(known, per_example, float("nan"))
         loss = self.mean_over_batch(y, per_example, sample_weight)
-        sampler = StreamSampler(self.regularizer_seed if training else _VALIDATION_SEED)
+        sampler = StreamSampler(self.regularizer_seed if training else VALIDATION_SEED)
         for regularizer, metric in zip(self.regularizers, self.regularizer_metrics, strict=True):
             attacked = x_adv if self.defense.needs_adversarial else None
             penalty = regularizer(network, x, attacked, y, sampler)
@@ -379,12 +303,17 @@ class RobustClassifier(backend.StepMixin, keras.Model):
         logs = self.compute_metrics(x, y, shown, sample_weight)
         # A zero would be a lie where nothing was attacked or learned.
         absent = () if adversarial is not None else ("robust_accuracy",)
-        if self.maximizer is not None:
-            if training or self._learns is None:
-                absent += ("learned_loss", "referee_loss")
-            if not training or self._learns != "joint":
-                absent += ("inner_loss", "skipped_updates")
+        absent += self._absent_maximizer_logs(training)
         return loss, {name: value for name, value in logs.items() if name not in absent}
+
+    @staticmethod
+    def _as_batch(x, y):
+        return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")
+
+    @staticmethod
+    def _classes(network, attack):
+        # A subclassed model that was never called does not know; only this start asks.
+        return network.classes if attack.start == "odi" else None
 
     # Keras keeps the state of seed generators out of weight files; without it a resumed run
     # would repeat the noise of the first epochs.
@@ -426,12 +355,3 @@ class RobustClassifier(backend.StepMixin, keras.Model):
             config[key] = deserialize(config[key])
         config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
         return cls(**config)
-
-
-def _as_batch(x, y):
-    return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")
-
-
-def _classes(network, attack):
-    # A subclassed model that was never called does not know; only this start asks.
-    return network.classes if attack.start == "odi" else None
