@@ -8,12 +8,12 @@ quartiles.
 """
 
 import argparse
-import time
 
 import keras
 import numpy as np
 
 import keras_emr as ke
+from keras_emr.evaluation.timing import ratios
 
 
 def classifier(attack, shape, learning_rate=1e-3):
@@ -21,21 +21,6 @@ def classifier(attack, shape, learning_rate=1e-3):
     robust = ke.RobustClassifier(ke.small_cnn(shape, 10), "at", attack=attack)
     robust.compile(keras.optimizers.Adam(learning_rate))
     return robust
-
-
-def ratios(first, second, x, y, rounds, warm_up=3):
-    """``(ratio of each round, seconds of each round of both)``: the two take turns."""
-    seconds = []
-    for i in range(rounds + warm_up):
-        row = []
-        for robust in (first, second):
-            began = time.perf_counter()
-            robust.train_on_batch(x, y)
-            row.append(time.perf_counter() - began)
-        if i >= warm_up:
-            seconds.append(row)
-    seconds = np.array(seconds)
-    return seconds[:, 1] / seconds[:, 0], seconds
 
 
 def main():

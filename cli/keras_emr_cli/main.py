@@ -18,6 +18,7 @@ _COMMANDS = {
         "Train a robust classifier and compare it with a standard one.",
     ),
     "evaluate": ("keras_emr_cli.evaluate", "Attack a trained model and report what survives."),
+    "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }

@@ -100,11 +100,8 @@ def loss_surface_figure(models, epsilon):
         axis.set_xlabel("a (gradient's sign)\n[pixel units]", fontsize=8, labelpad=6)
         axis.set_ylabel("b (random ±1)\n[pixel units]", fontsize=8, labelpad=6)
         axis.tick_params(labelsize=7, pad=1)
-        ticks = [surface.a[0], 0.0, surface.a[-1]]
-        axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
-        axis.set_yticks(ticks, [f"{t:.3g}" for t in ticks])
-        axis.locator_params(axis="z", nbins=5)
-        axis.set_zlabel("cross-entropy [nats]", fontsize=8, labelpad=4)
+        axis.locator_params(nbins=5)
+        axis.text2D(0.0, 0.8, "cross-entropy\n[nats]", transform=axis.transAxes, fontsize=8)
         axis.view_init(elev=28, azim=-125)
         axis.set_title(model["name"], fontsize=10)
     bar = figure.colorbar(

@@ -30,7 +30,7 @@ def test_ci_deletes_nothing():
 
 
 def test_python_example_runs(tmp_path):
-    (code,) = blocks("python")
+    code = "\n".join(blocks("python"))  # the later ones go on with the names of the first
     quick = (
         ("epochs=20", "epochs=1, verbose=0"),
         ("steps=10", "steps=1"),
@@ -49,7 +49,7 @@ def test_python_example_runs(tmp_path):
 
 
 def test_mail_in_the_example_reweights_before_training_ends():
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     (burn_in,), (epochs,) = re.findall(r"burn_in=(\d+)", code), re.findall(r"epochs=(\d+)", code)
     assert 0 < int(burn_in) < int(epochs)
 
@@ -72,9 +72,10 @@ def test_a_saved_classifier_loads_as_the_readme_says(tmp_path, imports):
 
 def test_flags_in_the_readme_exist():
     sys.path.insert(0, str(ROOT / "cli"))
+    from keras_emr_cli.compare import COMPARE_MAXIMIZERS
     from keras_emr_cli.train_settings import EVALUATE, TRAIN
 
-    known = {s.flag for s in TRAIN + EVALUATE}
+    known = {s.flag for s in TRAIN + EVALUATE + COMPARE_MAXIMIZERS}
     known |= {"--config", "--json", "--resume", "--overwrite"}
     commands = [line for b in blocks("sh") for line in b.splitlines() if "keras-emr " in line]
     flags = {flag for line in commands for flag in re.findall(r"--[a-z][a-z-]+", line)}

@@ -1,0 +1,397 @@
+"""``keras-emr compare``: methods side by side on trained models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from keras_emr.attacks import TRAINED_ATTACKS
+from keras_emr.errors import UserError
+from keras_emr_cli.evaluate import _load, _require_same_data, _resolve
+from keras_emr_cli.settings import Merged, Setting, merge, options
+from keras_emr_cli.train_settings import BACKENDS, SEEDS
+
+S = Setting
+COMPARE_MAXIMIZERS = [
+    S("data", "text", None, "Data set.", auto="the first run's"),
+    S("split_seed", "int", None, "Seed of the split.", low=0, auto="the first run's, or 0"),
+    S(
+        "epsilon",
+        "ratio",
+        None,
+        "Radius of the Linf ball in [0, 1] units, e.g. 8/255.",
+        low=0,
+        low_open=True,
+        auto="the first run's",
+    ),
+    S(
+        "methods",
+        "names",
+        "pgd,line-search,apgd,lstm,rnn,generator-gradient",
+        "Inner maximizers, separated by commas.",
+        ("pgd", "line-search", "apgd", *TRAINED_ATTACKS),
+    ),
+    S("steps", "int", 10, "Attack steps T; the generators have their own, 1 or 2.", low=1),
+    S("more", "ints", "1,2,4", "Also run for these multiples of T.", low=1),
+    S("n_examples", "int", None, "The first N test images.", low=1, auto="all"),
+    S(
+        "fit_epochs",
+        "int",
+        5,
+        "Epochs that a learned maximizer is trained against each frozen model; 0: not at all.",
+        low=0,
+    ),
+    S(
+        "learning_rate",
+        "float",
+        0.01,
+        "Learning rate of that training.",
+        low=0,
+        low_open=True,
+    ),
+    S("batch_size", "int", 64, "Images at a time, also in what is timed.", low=1),
+    S("rounds", "int", 10, "Rounds of the time measurements.", low=1),
+    S(
+        "surface_examples",
+        "ints",
+        "0,1,2,3,4,5,6,7",
+        "Loss surface: the mean over the test images with these indices.",
+        low=0,
+    ),
+    S("surface_points", "int", 21, "Loss surface: points per side, odd.", low=3),
+    S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
+    S("seed", "int", 0, "Seed of maximizers, order and noise.", low=0, high=SEEDS - 1),
+    S("out", "text", None, "Folder for the report.", auto="a new folder under runs/"),
+]
+
+REPORT, LOSS_PLOT, SURFACE_PLOT = "report.json", "inner_loss.png", "loss_surface.png"
+_KIND = "keras-emr compare maximizers"
+
+
+@click.group()
+def command():
+    """Put methods side by side on trained models."""
+
+
+@command.command("maximizers")
+@click.argument("targets", metavar="RUN_OR_MODEL...", nargs=-1, required=True)
+@click.option("--config", metavar="FILE", help="YAML file of these settings.")
+@click.option("--overwrite", is_flag=True, help="Replace the comparison in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@options(COMPARE_MAXIMIZERS)
+def maximizers(targets, config, overwrite, as_json, quiet, **flags):
+    """Compare inner maximizers on frozen models: loss per step and per second.
+
+    RUN_OR_MODEL is a run folder or any .keras classifier; without a run among them --data and
+    --epsilon are needed. Learned maximizers are trained against each model first, which the
+    models do not notice. A run that kept a maximizer of its own is compared with that, too.
+    """
+    settings = merge(COMPARE_MAXIMIZERS, flags, config)
+    its_own_data = settings.data is None
+    if settings.surface_points % 2 == 0:
+        raise UserError(
+            f"--surface-points: bad value. Received: {settings.surface_points}. Expected an odd "
+            "number, so that the image itself is a point."
+        )
+    jobs, settings, validation = _resolve_all([Path(t) for t in targets], settings)
+    out = _check_out(settings, overwrite)
+    from keras_emr_cli.session import select_backend
+
+    select_backend(settings.backend)
+    from keras_emr.data import load
+
+    share = {"validation": validation} if its_own_data and validation else {}
+    data = load(settings.data, split_seed=settings.split_seed, **share)
+    if its_own_data:
+        for job in jobs:
+            if job["run"]:
+                _require_same_data(job["target"], data, settings)
+    settings = _with_examples(settings, data)
+    _load_all(jobs, settings, data)
+    _make(out)
+    report, surfaces = _compare(jobs, settings, data, quiet)
+    _write(out, report, surfaces)
+    _show(report, settings, out, as_json)
+
+
+def _resolve_all(targets, settings):
+    """A job per model, the settings with what the first run decides, its validation share."""
+    validation = None
+    values = {**settings.values, "norm": None}
+    ordered = sorted(targets, key=lambda target: not target.is_dir())  # stable: runs first
+    found = {}
+    for target in ordered:
+        path, resolved, run = _resolve(target, None, Merged(values, settings.origins))
+        if run and values["epsilon"] is None and run["norm"] != "linf":
+            raise UserError(
+                f"--epsilon: the run was trained in another ball. Received: norm {run['norm']} in "
+                f"{str(target)!r}. Give the radius of the Linf ball: --epsilon."
+            )
+        if run and validation is None:
+            validation = run["validation"]
+        values = {**resolved.values, "norm": "linf"}
+        found[target] = {"target": target, "path": path, "run": run}
+    jobs = [found[target] for target in targets]
+    if len(found) < len(targets):
+        raise UserError(
+            f"a model twice. Received: {', '.join(map(str, targets))}. Give each model once."
+        )
+    for job, name in zip(jobs, _names(jobs), strict=True):
+        job["name"] = name
+    return jobs, Merged(values, settings.origins), validation
+
+
+def _names(jobs):
+    """What tables and plots call the models: short where that tells them apart."""
+    short = [
+        job["target"].resolve().name
+        if job["run"]
+        else "/".join(job["target"].resolve().with_suffix("").parts[-2:])
+        for job in jobs
+    ]
+    return short if len(set(short)) == len(short) else [str(job["target"]) for job in jobs]
+
+
+def _check_out(settings, overwrite):
+    """The folder for the report; nothing is changed yet."""
+    if settings.out is None:
+        name, number = Path("runs") / "compare-maximizers", 1
+        out = name
+        while out.exists():
+            number += 1
+            out = name.with_name(f"{name.name}-{number}")
+        return out
+    out = Path(settings.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: not a folder. Received: {str(out)!r}.")
+    try:
+        used = out.exists() and any(out.iterdir())
+        ours = used and json.loads((out / REPORT).read_text())["kind"] == _KIND
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if used and not overwrite:
+        raise UserError(
+            f"out: the folder is not empty. Received: {str(out)!r}. Use --overwrite to replace a "
+            "comparison in it, or another --out."
+        )
+    if used and not ours:
+        raise UserError(
+            "out: refusing to overwrite a folder that is not a comparison of keras_emr. "
+            f"Received: {str(out)!r}. Choose another --out."
+        )
+    return out
+
+
+def _make(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(
+            f"out: cannot use this folder: {error.strerror}. Received: {str(out)!r}. Choose "
+            "another --out."
+        ) from None
+
+
+def _with_examples(settings, data):
+    """The settings, with test images for the surface that exist."""
+    n = len(data.x_test)
+    inside = [i for i in settings.surface_examples if i < n]
+    if len(inside) == len(settings.surface_examples):
+        return settings
+    if settings.origins["surface_examples"] != "default":
+        beyond = next(i for i in settings.surface_examples if i >= n)
+        raise UserError(
+            f"--surface-examples: no such test image. Received: {beyond}. Expected indices "
+            f"below {n}."
+        )
+    return Merged({**settings.values, "surface_examples": inside}, settings.origins)
+
+
+def _load_all(jobs, settings, data):
+    """Every model and maximizer, checked against the data, before anything is trained."""
+    from keras_emr.attacks.learned import LearnedAttack
+    from keras_emr.evaluation.inputs import require_fit
+    from keras_emr.maximizers.files import FILE_NAME, foreign, load_maximizer
+    from keras_emr_cli.progress import warn
+
+    for job in jobs:
+        job["model"] = _load(job["path"])
+        require_fit(job["model"], data.image_shape, data.classes)
+        job["own"] = None
+        if job["run"] and (job["target"] / FILE_NAME).exists():
+            maximizer = load_maximizer(job["target"])
+            for line in foreign(maximizer, float(settings.epsilon), data.image_shape[-1]):
+                warn(f"{job['name']}: {line}")
+            before = maximizer.trained_for or {"steps": settings.steps, "latent": False}
+            attack = LearnedAttack(
+                float(settings.epsilon),
+                maximizer=maximizer,
+                steps=before["steps"],
+                latent=before["latent"],
+            )
+            job["own"] = (f"own ({job['run']['attack']})", attack)
+
+
+def _compare(jobs, settings, data, quiet):
+    """The report, and the surfaces for the plot."""
+    from importlib import metadata
+
+    from keras_emr.evaluation.loss_surface import loss_surface
+    from keras_emr.evaluation.maximizer_comparison import MaximizerComparison
+    from keras_emr.training.run_folder import describe_environment
+    from keras_emr_cli.progress import Reporter
+
+    models, surfaces = [], []
+    epsilon = float(settings.epsilon)
+    with Reporter(quiet) as reporter:
+        compare = MaximizerComparison(
+            data,
+            epsilon,
+            settings.methods,
+            steps=settings.steps,
+            more=settings.more,
+            n_examples=settings.n_examples,
+            batch_size=settings.batch_size,
+            fit_epochs=settings.fit_epochs,
+            learning_rate=settings.learning_rate,
+            rounds=settings.rounds,
+            seed=settings.seed,
+            say=reporter.say,
+            progress=reporter.steps,
+        )
+        for job in jobs:
+            found = compare(
+                job["model"], lambda job=job: _load(job["path"]), job["own"], job["name"]
+            )
+            reporter.say(f"{job['name']}: loss surface")
+            chosen = settings.surface_examples
+            surface = loss_surface(
+                job["model"],
+                data.x_test[chosen],
+                data.y_test[chosen],
+                epsilon,
+                points=settings.surface_points,
+                index=chosen,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+            )
+            surfaces.append({"name": job["name"], "surface": surface})
+            plain = {"a": surface.a.tolist(), "b": surface.b.tolist()}
+            plain |= {"loss": surface.loss.tolist(), "clipped_to": [0, 1], "examples": chosen}
+            models.append(
+                {"name": job["name"], "model": str(job["path"]), **found, "surface": plain}
+            )
+    facts = {"backend": settings.backend, "seed": settings.seed, "split_seed": settings.split_seed}
+    environment = describe_environment(**facts, data=data.name, data_sha256=data.fingerprint)
+    environment["versions"]["matplotlib"] = metadata.version("matplotlib")
+    report = {
+        "kind": _KIND,
+        "settings": settings.plain(),
+        **environment,
+        "n": len(compare.x),
+        "timed_batch": compare.batch_size,
+        "training_batch": compare.fit_batch_size,
+        "objective": "cross_entropy",
+        "tuned_on": "the reported images",
+        "bn_mode": "inference",
+        "models": models,
+    }
+    return report, surfaces
+
+
+def _write(out, report, surfaces):
+    """The three files, each aside first and then renamed into place."""
+    from keras_emr.evaluation import plots
+    from keras_emr.training.run_folder import RunFolder
+
+    epsilon = report["settings"]["epsilon"]
+    figures = {
+        LOSS_PLOT: plots.inner_loss_figure(report["models"], epsilon, report["timed_batch"]),
+        SURFACE_PLOT: plots.loss_surface_figure(surfaces, epsilon),
+    }
+    for name, figure in figures.items():
+        aside = out / f".{name}.part"
+        plots.save(figure, aside)
+        os.replace(aside, out / name)
+    RunFolder.write_json(out / REPORT, report)
+
+
+def _show(report, settings, out, as_json):
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    from keras_emr_cli.tables import print_table
+
+    for model in report["models"]:
+        click.echo(f"{model['name']}: mean cross-entropy under attack")
+        print_table(*_attack_table(model, settings))
+        if model["training"]:
+            click.echo(f"{model['name']}: joint training of classifier and maximizer (at)")
+            print_table(*_training_table(model))
+    click.echo(
+        f"{settings.data}: {report['n']} test images; linf, epsilon {settings.epsilon}; seed "
+        f"{settings.seed}; {settings.backend} {report['versions'][settings.backend]}; inference "
+        f"mode; learned maximizers trained for {settings.fit_epochs} epochs on training data."
+    )
+    click.echo(
+        "pgd (tuned): the best step size for each number of steps, chosen on these very images. "
+        "passes: input gradients + further forward passes."
+    )
+    click.echo(
+        f"ms: an attack of T steps on a batch of {report['timed_batch']}, driven from the host; "
+        "x pgd: over that of pgd; both without compilation."
+    )
+    click.echo(
+        "Measured on these models and this machine, not a paper's tables. robust T: one start and "
+        "the iterate after T steps, a coarse upper bound of robust accuracy."
+    )
+    click.echo(f"report: {out}")
+
+
+def _attack_table(model, settings):
+    from keras_emr_cli.tables import percent
+
+    multiples = sorted({1, *settings.more})
+    columns = ["method", "T", "parameters"]
+    columns += [f"loss {'' if m == 1 else m}T" for m in multiples]
+    columns += ["robust T", "passes", "ms", "x pgd"]
+    rows = []
+    for entry in model["methods"]:
+        runs = {run["multiple"]: run for run in entry["runs"]}
+        rows.append(
+            [
+                entry["method"],
+                entry["steps"],
+                entry["parameters"],
+                *(f"{runs[m]['final_loss']:.4f}" for m in multiples),
+                percent(entry["robust_accuracy"]),
+                " + ".join(str(n) for n in entry["passes"].values()),
+                f"{1e3 * entry['seconds'][-1]:.1f}",
+                f"{entry['time_relative_to_pgd']['median']:.2f}",
+            ]
+        )
+    return columns, rows
+
+
+def _training_table(model):
+    columns = ["maximizer", "T", "parameters", "seconds / epoch", "step / pgd-T step", "quartiles"]
+    rows = []
+    for cost in model["training"]:
+        ratio = cost["ratio_to_pgd_training"]
+        rows.append(
+            [
+                cost["method"],
+                cost["steps"],
+                cost["parameters"],
+                f"{cost['epoch_seconds']:.2f}",
+                f"{ratio['median']:.2f}",
+                f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+            ]
+        )
+    return columns, rows
