@@ -68,9 +68,11 @@ class LearnedAttack(Attack):
             )
         self.maximizer = as_maximizer(maximizer)
         self.start_noise = non_negative("start_noise", start_noise)
-        self.step_weights = step_weights
         self.weights = _normalized(step_weights, steps)
-        self.bptt_horizon = bptt_horizon and whole("bptt_horizon", bptt_horizon, 1)
+        self.step_weights = step_weights if isinstance(step_weights, str) else list(step_weights)
+        self.bptt_horizon = bptt_horizon
+        if bptt_horizon is not None:
+            whole("bptt_horizon", bptt_horizon, 1)
         self.latent = latent
         self.straight_through = straight_through
 
@@ -93,6 +95,11 @@ class LearnedAttack(Attack):
     @property
     def variables(self):
         return self.maximizer.variables
+
+    def draw(self, x, sampler, classes=None):
+        if not self.maximizer.built:  # a fresh generator: it learns of the channels only here
+            self.maximizer.build(x.shape)
+        return super().draw(x, sampler, classes)
 
     def begin(self, objective, x, drawn):
         if self.start == "gaussian":
@@ -218,7 +225,10 @@ def _normalized(rule, steps):
             "last": [0] * (steps - 1) + [1],
         }[rule]
     else:
-        numbers = [non_negative("step_weights", w) for w in rule]
+        numbers = [
+            non_negative("step_weights", w)
+            for w in (rule if isinstance(rule, list | tuple) else ())
+        ]
         if len(numbers) != steps or not sum(numbers):
             raise UserError(
                 f"step_weights must be {', '.join(STEP_WEIGHTS)} or {steps} numbers >= 0, not all "

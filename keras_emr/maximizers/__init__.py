@@ -35,6 +35,8 @@ def make_maximizer(name, **options):
 
 def attack_options(name):
     """Options of :class:`LearnedAttack` that make it the method called ``name``."""
+    if name not in _FORMS:
+        raise unknown("maximizer", name, _FORMS)
     return dict(_FORMS[name][2])
 
 

@@ -85,6 +85,8 @@ class Generator(keras.layers.Layer):
                 name=f"convolution_{i}",
             )
             convolution.build((None, None, None, seen))
+            # TensorFlow hands a change of `trainable` down, but not its value at the start.
+            convolution.trainable = self.trainable
             self.convolutions.append(convolution)
             seen = size
         super().build(image_shape)
@@ -123,7 +125,7 @@ class Generator(keras.layers.Layer):
         keys = ("reads", "width", "depth", "power_penalty")
         config = self.get_config()
         return {"cell": "generator", **{k: config[k] for k in keys}} | {
-            "parameters": self.count_params()
+            "parameters": self.count_params() if self.built else None
         }
 
     def get_config(self):
