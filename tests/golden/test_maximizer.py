@@ -684,6 +684,21 @@ def test_what_phi_learns_from_a_batch_is_the_mean_over_its_examples(precision):
         np.testing.assert_allclose(whole[0], run(attack, problem), atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_fresh_generator_is_built_when_it_first_attacks(name):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(3)])
+    problem, found = Problem(), []
+    y = ops.convert_to_numpy(model(problem.x.astype("float32"))).argmax(-1)
+    for build in (False, True):
+        attack = LearnedAttack.named(name, EPSILON)
+        if build:
+            attack.maximizer.build((None, *SHAPE))
+        found.append(ke.evaluate_attack(model, attack, problem.x.astype("float32"), y).x_adv)
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0] - problem.x).max() > 1e-3
+
+
 def test_rnn_without_memory_on_signs_is_pgd():
     """Iterate by iterate: ``W = 0``, step ``s V tanh(U)``."""
     problem, rng = Problem(), np.random.default_rng(2)
@@ -739,22 +754,26 @@ def test_untrained_maximizers_go_uphill(cell, preprocessing, layers):
 
 
 @pytest.mark.parametrize(
-    "name, options, calls",
+    "name, options, gradients, passes",
     [
-        ("lstm", {"steps": 6}, 7),
-        ("rnn", {"steps": 6, "step_weights": "last"}, 7),
-        ("lstm", {"steps": 1}, 2),
-        ("lstm", {"steps": 6, "bptt_horizon": 2, "latent": True}, 7),
-        ("generator-naive", {}, 1),
-        ("generator-gradient", {}, 2),
-        ("generator-multistep", {}, 3),
-        ("gat", {}, 2),
+        ("lstm", {"steps": 6}, 7, 7),
+        ("rnn", {"steps": 6, "step_weights": "last"}, 7, 7),
+        ("lstm", {"steps": 1}, 2, 2),
+        ("lstm", {"steps": 6, "bptt_horizon": 2, "latent": True}, 7, 7),
+        ("lstm", {"steps": 3, "step_weights": [1, 0, 0]}, 3, 4),  # g_3 is of no use
+        ("generator-naive", {}, 1, 1),
+        ("generator-naive", {"steps": 3, "step_weights": "last"}, 1, 3),
+        ("generator-gradient", {}, 2, 2),
+        ("generator-multistep", {}, 3, 3),
+        ("gat", {}, 2, 2),
     ],
 )
-def test_input_gradients_are_counted(monkeypatch, name, options, calls):
-    """T + 1 a batch, and nothing else differentiates the network."""
+def test_input_gradients_are_counted(monkeypatch, name, options, gradients, passes):
+    """T + 1 a batch, and nothing else runs the network."""
     problem, counted, forward = Problem(), [], []
-    attack = make_generator(name)[0] if "g" in name else make({"cell": name}, **options)[0]
+    attack, _ = (
+        make({"cell": name}, **options) if name in CELLS else make_generator(name, **options)
+    )
     original = backend.value_and_grad
 
     def counting(fn, x):
@@ -765,8 +784,7 @@ def test_input_gradients_are_counted(monkeypatch, name, options, calls):
     logits = problem.logits
     problem.logits = lambda xp, x: forward.append(1) or logits(xp, x)
     learned(attack, problem)
-    assert len(counted) == calls
-    assert len(forward) == calls  # each of them runs the network once
+    assert (len(counted), len(forward)) == (gradients, passes)
 
 
 class Wide:
