@@ -32,6 +32,16 @@ def compiled(model, defense, attack, seed):
     return robust
 
 
+METHODS = {
+    "AT": ("at", None),
+    "RNN-Adv (lstm)": ("at", "lstm"),
+    "RNN-Adv (rnn)": ("at", "rnn"),
+    "TRADES": ("trades", None),
+    "RNN-TRADES (lstm)": ("trades", "lstm"),
+    "RNN-TRADES (rnn)": ("trades", "rnn"),
+}
+
+
 def train(defense, cell, data, options, seed):
     keras.utils.set_random_seed(seed)
     model = ke.small_cnn(data.image_shape, data.classes)
@@ -88,7 +98,7 @@ def frozen(model, data, options, seed):
     found["pgd, tuned"] = max(tuned)
     found["apgd"] = final_loss(model, ke.APGD(epsilon, steps=STEPS), data, 0)
     found["line-search"] = final_loss(model, ke.LineSearch(epsilon, steps=STEPS), data, 0)
-    for cell in ("lstm", "rnn"):
+    for cell in options.cells.split(","):
         maximizer = ke.LearnedMaximizer(cell, seed=seed)
         attack = ke.LearnedAttack(epsilon, maximizer=maximizer, steps=STEPS)
         batches = TrainBatches(data.x_train, data.y_train, options.batch_size, seed)
@@ -116,6 +126,7 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--n-train", type=int, help="the first N training images only")
     parser.add_argument("--n-test", type=int, help="the first N test images only")
+    parser.add_argument("--cells", default="lstm,rnn")
     parser.add_argument("--json", help="write every number there")
     options = parser.parse_args()
     data = ke.load_data(options.data)
@@ -126,14 +137,8 @@ def main():
         "y_test": data.y_test[: options.n_test],
     }
     data = argparse.Namespace(**parts, image_shape=data.image_shape, classes=data.classes)
-    methods = {
-        "AT": ("at", None),
-        "RNN-Adv (lstm)": ("at", "lstm"),
-        "RNN-Adv (rnn)": ("at", "rnn"),
-        "TRADES": ("trades", None),
-        "RNN-TRADES (lstm)": ("trades", "lstm"),
-        "RNN-TRADES (rnn)": ("trades", "rnn"),
-    }
+    cells = options.cells.split(",")
+    methods = {n: m for n, m in METHODS.items() if m[1] is None or m[1] in cells}
     judged, losses = {name: [] for name in methods}, []
     for seed in map(int, options.seeds.split(",")):
         for name, (defense, cell) in methods.items():

@@ -20,9 +20,11 @@ class StreamSampler:
 
     @property
     def seed(self):
-        if isinstance(self._seed, int):
-            self._seed += 1
-        return self._seed
+        """The seed of the next draw."""
+        if not isinstance(self._seed, int):
+            return self._seed
+        self._seed += 1
+        return self._seed - 1
 
     def uniform(self, shape, low=-1.0, high=1.0):
         return keras.random.uniform(shape, low, high, dtype=keras.config.floatx(), seed=self.seed)

@@ -126,12 +126,6 @@ class Attack(Part):
         """Whether it starts where its objective has no gradient: the KL divergence at ``x``."""
         return self.objective == "kl" and self.start == "none"
 
-    def referee(self):
-        """The attack that validation uses unless told otherwise: PGD of the same strength."""
-        from keras_emr.attacks.pgd import PGD
-
-        return PGD(self.epsilon, self.norm, self.steps, objective="cross_entropy", start="uniform")
-
     def __call__(self, objective, x, sampler, classes=None):
         """Attack a batch inside a compiled step.
 

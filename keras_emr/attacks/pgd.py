@@ -80,6 +80,15 @@ class PGD(Attack):
         length = per_example(norm_of(gradient, "l2"), gradient)
         return ops.where(length > 0, gradient / ops.maximum(length, 1e-30), state[1])
 
-    def referee(self):
-        config = {**self.get_config(), "objective": "cross_entropy", "start": "uniform"}
-        return PGD(**{k: v for k, v in config.items() if k in PGD.option_names()})
+
+def referee(attack):
+    """The attack that validation uses unless told otherwise.
+
+    PGD of the norm, epsilon and steps of ``attack``, and its step size and restarts if it is a PGD
+    itself, on cross-entropy from a uniform start.
+    """
+    config = {"epsilon": attack.epsilon, "norm": attack.norm, "steps": attack.steps}
+    if isinstance(attack, PGD):
+        config = attack.get_config()
+    config |= {"objective": "cross_entropy", "start": "uniform"}
+    return PGD(**{k: v for k, v in config.items() if k in PGD.option_names()})

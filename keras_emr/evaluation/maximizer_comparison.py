@@ -161,11 +161,8 @@ class MaximizerComparison:
         began = time.perf_counter()
         logs = {}
         if self.fit_epochs:
-            reorder = keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch)
-            )
             logs = robust.fit_maximizer(
-                batches, epochs=self.fit_epochs, shuffle=False, verbose=0, callbacks=[reorder]
+                batches, epochs=self.fit_epochs, shuffle=False, verbose=0
             ).history
         return {
             "epochs": self.fit_epochs,
@@ -265,27 +262,23 @@ class MaximizerComparison:
         return entry if contender.fit is None else {**entry, "fit": contender.fit}
 
     def _training_costs(self, learned, fresh, title):
-        """Steps of joint training and of PGD training with the same T, all taking turns."""
-        if not learned:
-            return []
-        self.say(f"{title}: time joint training steps of {len(learned)} maximizers in turns")
-        lengths = sorted({c.attack.steps for c in learned})
-        attacks = [PGD(self.epsilon, steps=steps) for steps in lengths]
+        """Steps of joint training beside those of PGD training with the same T, in turns."""
+        batches = TrainBatches(self.data.x_train, self.data.y_train, self.fit_batch_size, self.seed)
+        costs = []
         for contender in learned:
+            self.say(f"{title}: time joint training with {contender.name}")
             maximizer = contender.attack.maximizer
             fresh_config = {**maximizer.get_config(), "trainable": True}
             untrained = type(maximizer).from_config(fresh_config)
             config = {**contender.attack.get_config(), "maximizer": untrained}
-            attacks.append(LearnedAttack(**config))
-        classifiers = [self._joint(fresh(), attack) for attack in attacks]
-        batches = TrainBatches(self.data.x_train, self.data.y_train, self.fit_batch_size, self.seed)
-        seconds = training_seconds(
-            classifiers, *batches[0], self.rounds, progress=self.progress("time training steps")
-        )
-        costs = []
-        for contender, taken in zip(learned, seconds.T[len(lengths) :], strict=True):
-            pgd = seconds[:, lengths.index(contender.attack.steps)]
-            step = quartiles(taken)
+            pair = (PGD(self.epsilon, steps=contender.attack.steps), LearnedAttack(**config))
+            seconds = training_seconds(
+                [self._joint(fresh(), attack) for attack in pair],
+                *batches[0],
+                self.rounds,
+                progress=self.progress("time training steps"),
+            )
+            step = quartiles(seconds[:, 1])
             costs.append(
                 {
                     "method": contender.name,
@@ -294,8 +287,8 @@ class MaximizerComparison:
                     "step_seconds": step,
                     "batches_per_epoch": len(batches),
                     "epoch_seconds": step["median"] * len(batches),
-                    "pgd_step_seconds": quartiles(pgd),
-                    "ratio_to_pgd_training": quartiles(taken / pgd),
+                    "pgd_step_seconds": quartiles(seconds[:, 0]),
+                    "ratio_to_pgd_training": quartiles(seconds[:, 1] / seconds[:, 0]),
                 }
             )
         return costs

@@ -18,7 +18,6 @@ def load_maximizer(path):
         UserError: there is none, or the file is something else.
     """
     from keras_emr.maximizers import Generator, LearnedMaximizer
-    from keras_emr.training.classifier import RobustClassifier
 
     given = str(path)
     path = Path(path)
@@ -34,8 +33,6 @@ def load_maximizer(path):
     except Exception as error:  # a damaged archive can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the maximizer: {reason} Received: {given!r}.") from None
-    if isinstance(found, RobustClassifier) and found.maximizer is not None:
-        found = found.maximizer
     if not isinstance(found, (LearnedMaximizer, Generator)):
         raise UserError(
             f"not a maximizer. Received: {given!r}, which holds a {type(found).__name__}. Expected "

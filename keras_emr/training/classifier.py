@@ -11,6 +11,7 @@ from keras_emr import backend, losses
 from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.base import Attack, Objective
 from keras_emr.attacks.learned import LearnedAttack
+from keras_emr.attacks.pgd import referee
 from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.logits import own_input_shape, require_logits
@@ -65,8 +66,8 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
             defense prescribes. ``None`` only for defenses without an attack.
         regularizers: list of regularizers, e.g. ``[EffectiveMarginRegularizer(0.01)]``.
         eval_attack: attack of ``evaluate`` and validation, on cross-entropy from a uniform start
-            unless it says otherwise. ``None``: the training attack's norm, epsilon, steps and
-            step size.
+            unless it says otherwise. ``None``: PGD with the training attack's norm, epsilon and
+            steps, and step size and restarts if that is PGD.
         attack_mode: ``inference`` (BatchNorm statistics frozen, no dropout) or ``training`` mode
             of the network while it is attacked in training. Evaluation always uses inference.
         maximizer_update: ``joint``: one attack serves both updates of a batch; ``alternating``:
@@ -121,7 +122,7 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
                 f"divergence is zero. Received: defense={defense.name!r}, start='none'. Use "
                 "attack pgd, or objective='cross_entropy'."
             )
-        self.eval_attack = eval_attack or (attack and attack.referee())
+        self.eval_attack = eval_attack or (attack and referee(attack))
         self.regularizers = [r for r in regularizers if r.weight > 0]
         for regularizer in self.regularizers:
             regularizer.check(model, defense.needs_adversarial)

@@ -231,11 +231,11 @@ def warmed():
     )
     robust.compile(
         keras.optimizers.SGD(0.1, momentum=0.9),
-        maximizer_optimizer=keras.optimizers.Adam(3e-2, global_clipnorm=1.0),
+        maximizer_optimizer=keras.optimizers.Adam(5e-2, global_clipnorm=1.0),
     )
     robust.optimizer.build(robust.trainable_variables)
     kept = snapshot([*problem.model.variables, *robust.optimizer.variables])
-    history = robust.fit_maximizer(problem.x, problem.y, batch_size=16, epochs=60, verbose=0)
+    history = robust.fit_maximizer(problem.x, problem.y, batch_size=16, epochs=25, verbose=0)
     after_kept = snapshot([*problem.model.variables, *robust.optimizer.variables])
     return problem, maximizer, before, history.history, (kept, after_kept), robust
 
