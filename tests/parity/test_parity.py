@@ -31,6 +31,7 @@ def results(tmp_path_factory):
         "y": rng.integers(0, 5, 64).astype("int32"),
         "uniform": noise.astype("float32"),
         "normal": rng.normal(size=x.shape).astype("float32"),
+        "phi": (0.5 * rng.normal(size=500)).astype("float32"),
     }
     np.savez(folder / "given.npz", **given)
     found = {}
@@ -90,6 +91,30 @@ def test_one_sign_step_agrees_in_999_of_1000_entries(results):
         for backend in BACKENDS[1:]:
             equal = np.isclose(results[backend][name], reference, rtol=0, atol=1e-6).mean()
             assert equal >= 0.999, f"{name} on {backend}: {equal:.4%}"
+
+
+def test_learned_attacks_agree(results):
+    """Images and objective, and what they teach: no sign, so nothing can flip."""
+    for prefix in ("learned/", "meta_value/", "meta_gradient/"):
+        for name in names(results, prefix):
+            assert_close(results, name, 1e-5)
+    for name in names(results, "learned/"):
+        inside = np.abs(results["tensorflow"][name]) < 0.0999
+        assert 0.02 < inside.mean() < 0.98, name  # some pixels were clipped, some were not
+
+
+def test_learned_attack_on_signs_agrees_in_999_of_1000_entries(results):
+    for name in names(results, "learned_sign/"):
+        reference = results["tensorflow"][name]
+        for backend in BACKENDS[1:]:
+            equal = np.isclose(results[backend][name], reference, rtol=0, atol=1e-6).mean()
+            assert equal >= 0.999, f"{name} on {backend}: {equal:.4%}"
+
+
+def test_one_joint_step_agrees_to_1e_5(results):
+    """Phi and theta after one batch, by plain gradient steps."""
+    for name in names(results, "joint/"):
+        assert_close(results, name, 1e-5)
 
 
 def test_stored_values(results):

@@ -24,6 +24,22 @@ EMR = [
 ]
 
 
+# Learned maximizers; the first is the one whose whole joint step is compared.
+LEARNED = {
+    "lstm": ({"cell": "lstm"}, {}),
+    # So near the image as its own start, the gradient of KL is half rounding in float32.
+    "rnn-kl": (
+        {"cell": "rnn", "preprocessing": "max_abs"},
+        {"objective": "kl", "start": "uniform"},
+    ),
+    "deep": (
+        {"layers": 2, "use_bias": True, "preprocessing": "adam_ratio"},
+        {"latent": True, "bptt_horizon": 2},
+    ),
+    "sign": ({"cell": "lstm", "preprocessing": "sign"}, {"start": "uniform"}),
+}
+
+
 class Given:
     """A sampler that returns stored noise, so that every backend starts at the same point."""
 
@@ -67,9 +83,30 @@ class FixedAttack(ke.PGD):
         return super().__call__(objective, x, Given(self.given), classes)
 
 
+class FixedLearned(ke.LearnedAttack):
+    """The learned attack from stored noise."""
+
+    given = None
+
+    def draw(self, x, sampler, classes=None):
+        return super().draw(x, Given(self.given), classes)
+
+
+def learned(given, name):
+    """An attack whose maximizer has the given weights, used in order."""
+    layer, options = LEARNED[name]
+    maximizer = ke.LearnedMaximizer(hidden=5, **layer)
+    stock = given["phi"]
+    for v in maximizer.variables:
+        size = int(np.prod(v.shape))
+        v.assign(stock[:size].reshape(v.shape))
+        stock = stock[size:]
+    return FixedLearned(EPSILON, maximizer=maximizer, steps=4, **options)
+
+
 def main(source, target):
     given = dict(np.load(source))
-    FixedAttack.given = given
+    FixedAttack.given = FixedLearned.given = given
     x, y = keras.ops.convert_to_tensor(given["x"]), keras.ops.convert_to_tensor(given["y"])
     x_adv = keras.ops.convert_to_tensor(given["x_adv"])
     out = {}
@@ -95,6 +132,24 @@ def main(source, target):
     margins = ke.effective_margins(model, given["x"], given["y"])
     keep("margins/l2", margins.l2)
     keep("margins/linf", margins.linf)
+
+    for name in LEARNED:
+        attack = learned(given, name)
+        objective = Objective(network.frozen(), attack.objective or "cross_entropy", x, y)
+        images, value, gradients = attack.meta_gradient(objective, x, attack.draw(x, None))
+        kind = "learned_sign" if name == "sign" else "learned"
+        keep(f"{kind}/{name}", images - x)
+        if name != "sign":
+            keep(f"meta_value/{name}", value)
+            for i, gradient in enumerate(gradients):
+                keep(f"meta_gradient/{name}/{i}", gradient)
+    robust = ke.RobustClassifier(fresh(given), "at", attack=learned(given, "lstm"))
+    robust.compile(keras.optimizers.SGD(0.1), maximizer_optimizer=keras.optimizers.SGD(1.0))
+    history = robust.fit(given["x"], given["y"], batch_size=64, shuffle=False, verbose=0)
+    keep("joint/inner_loss", history.history["inner_loss"][0])
+    for kind, layer in (("phi", robust.maximizer), ("theta", robust.model)):
+        for i, weight in enumerate(layer.weights):
+            keep(f"joint/{kind}/{i}", weight.value)
 
     for name in DEFENSES.names:
         model = fresh(given)
