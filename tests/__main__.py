@@ -1,7 +1,7 @@
 """``python -m tests``: the default tests, what depends on the backend once per backend.
 
-As many processes at a time as there are cores, up to two, each on one thread: networks this small
-gain nothing from more. Further arguments go to pytest, e.g. ``python -m tests -m slow``.
+Two processes at a time, each on one thread: networks this small gain nothing from more. Further
+arguments go to pytest, e.g. ``python -m tests -m slow``; then one process at a time, unbridled.
 """
 
 import os
@@ -16,10 +16,10 @@ THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTERO
 NOTHING_SELECTED = 5
 
 
-def run(backend, folders, arguments):
+def run(backend, folders, arguments, threads):
     """Exit code and output of one pytest process."""
     command = [sys.executable, "-m", "pytest", *(str(HERE / f) for f in folders), *arguments]
-    environment = {**os.environ, **THREADS, "KERAS_BACKEND": backend}
+    environment = {**os.environ, **threads, "KERAS_BACKEND": backend}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -27,7 +27,9 @@ def run(backend, folders, arguments):
 
 
 def main():
-    arguments = sys.argv[1:] or ["-q", "-m", "not slow and not gpu"]
+    default = not sys.argv[1:]
+    arguments = ["-q", "-m", "not slow and not gpu"] if default else sys.argv[1:]
+    at_once, threads = (min(2, os.cpu_count() or 1), THREADS) if default else (1, {})
     folders = {p.name for p in HERE.iterdir() if p.is_dir() and any(p.glob("test_*.py"))}
     per_backend = [f for f in PER_BACKEND if f in folders]
     rest = sorted(folders - set(per_backend) - {"cli"})
@@ -35,8 +37,8 @@ def main():
     jobs = [("jax", per_backend), ("tensorflow", ["cli"]), ("tensorflow", per_backend)]
     jobs += [("tensorflow", rest), ("torch", per_backend)]
     codes = []
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        for done in as_completed([pool.submit(run, *job, arguments) for job in jobs]):
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in as_completed([pool.submit(run, *job, arguments, threads) for job in jobs]):
             code, output = done.result()
             print(output, flush=True)
             codes.append(code)

@@ -1,0 +1,86 @@
+"""The claims for the learned maximizer that take minutes: strength on frozen models, and cost."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_emr as ke
+from tests.cli.harness import python
+
+ROOT = Path(__file__).parents[2]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import inner_maximizers
+
+    yield inner_maximizers
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def gains(benchmark, data, seeds, **options):
+    """Test loss of ten learned steps less that of PGD-10 with its best step size and start."""
+    given = {"batch_size": 64, "cells": "lstm", **options}
+    settings = argparse.Namespace(**given)
+    found = []
+    for seed in seeds:
+        model = benchmark.train("at", None, data, settings, seed)
+        losses = benchmark.frozen(model, data, settings, seed)
+        assert losses["pgd, tuned"] >= losses["pgd"]
+        found.append(losses["lstm"] - losses["pgd, tuned"])
+    return np.array(found)
+
+
+def test_ten_learned_steps_beat_tuned_pgd_on_the_digits(benchmark):
+    data = ke.load_data("digits")
+    found = gains(benchmark, data, (0, 1, 2), epsilon=0.15, epochs=8, fit_epochs=15)
+    assert found.mean() > 0, found
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="needs the MNIST idx files")
+def test_ten_learned_steps_beat_tuned_pgd_on_mnist(benchmark):
+    data = ke.load_data(str(MNIST))
+    few = argparse.Namespace(
+        x_train=data.x_train[:2000],
+        y_train=data.y_train[:2000],
+        x_test=data.x_test[:200],
+        y_test=data.y_test[:200],
+        image_shape=data.image_shape,
+        classes=data.classes,
+    )
+    found = gains(benchmark, few, (0,), epsilon=0.2, epochs=4, fit_epochs=5)
+    assert found.mean() > 0, found
+
+
+COST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import keras_emr as ke
+from keras_emr.evaluation.timing import ratios
+from maximizer_cost import classifier
+
+rng = np.random.default_rng(0)
+x, y = rng.uniform(size=(128, 28, 28, 1)).astype("float32"), rng.integers(0, 10, 128)
+shape = (28, 28, 1)
+pair = classifier(ke.PGD(0.3), shape), classifier(ke.LearnedAttack(0.3), shape)
+print(np.median(ratios(*pair, x, y, 12)[0]))
+"""
+LIMITS = {"tensorflow": 1.35, "jax": 1.5, "torch": 1.35}
+
+
+@pytest.mark.parametrize("backend", LIMITS)
+def test_a_joint_step_costs_little_more_than_a_pgd_step(backend):
+    flags = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    done = python(
+        "-c", COST, ROOT / "benchmarks", KERAS_BACKEND=backend, PYTHONPATH=ROOT, XLA_FLAGS=flags
+    )
+    assert done.code == 0, done.err[-2000:]
+    assert float(done.out.split()[-1]) <= LIMITS[backend], done.out
