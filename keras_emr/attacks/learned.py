@@ -134,47 +134,34 @@ class LearnedAttack(Attack):
             return clipped + (moved - ops.stop_gradient(moved))
         return ops.where((moved > low) & (moved < high), moved, clipped)
 
-    def trace(self, objective, x, state):
-        """All steps, with the gradients that were met on the way.
+    def unroll(self, objective, x, state):
+        """All steps, differentiable in ``phi``, at the price of T + 1 input gradients.
+
+        ``g_t`` is a constant for ``phi``, so ``sum_t w_t <g_t, x'_t(phi)>`` has exactly the
+        gradient of ``sum_t w_t l(x'_t(phi))``: the network is never differentiated twice and none
+        of its activations outlives a step.
 
         Returns:
-            ``(x_adv, value, gradients)``: last images (N, H, W, C), objective (N,) at them, and
-            ``g_0 .. g_T``, ``None`` where neither the maximizer nor the surrogate needs one.
+            ``(surrogate, (x_adv, value))``: mean over the examples, scalar; last images
+            (N, H, W, C); the objective (N,) at them.
         """
         reads = self.maximizer.reads_gradient
-        gradients = [objective.gradient(state[0]) if reads else None]
-        for t, weight in enumerate(self.weights):
-            moved = self._move(x, state, gradients[t])
-            state = keras.tree.map_structure(ops.stop_gradient, moved)
-            if weight > 0 or (reads and t + 1 < self.steps):
-                value, gradient = objective.value_and_gradient(state[0])
-            else:
-                value, gradient = objective.value(state[0]), None
-            gradients.append(gradient)
-        return state[0], ops.stop_gradient(value), gradients
-
-    def surrogate(self, x, state, gradients):
-        """``sum_t w_t <g_t, x'_t(phi)>``, summed over the examples: scalar.
-
-        ``g_t`` is a constant for ``phi``, so this has exactly the gradient of
-        ``sum_t w_t l(x'_t(phi))``: the network is never differentiated twice, none of its
-        activations outlives a step, and T + 1 input gradients serve a whole batch.
-
-        Args:
-            x: (N, H, W, C) clean images.
-            state: first state.
-            gradients: of :meth:`trace`, from the same state.
-        """
+        gradient = objective.gradient(ops.stop_gradient(state[0])) if reads else None
         total = 0.0
         for t, weight in enumerate(self.weights):
             if t and self.bptt_horizon and t % self.bptt_horizon == 0:
                 state = keras.tree.map_structure(ops.stop_gradient, state)
             before = state[0]
-            state = self._move(x, state, gradients[t])
+            state = self._move(x, state, gradient)
+            image = ops.stop_gradient(state[0])
+            if weight > 0 or (reads and t + 1 < self.steps):
+                value, gradient = objective.value_and_gradient(image)
+            else:
+                value = ops.stop_gradient(objective.value(image))
             if weight > 0:
-                gain = ops.sum(gradients[t + 1] * state[0])
+                gain = ops.sum(gradient * state[0])
                 total = total + weight * (gain - self.maximizer.penalty(state[0] - before))
-        return total
+        return total / ops.cast(ops.shape(x)[0], x.dtype), (image, value)
 
     def meta_gradient(self, objective, x, drawn):
         """Attack a batch and find the direction in which ``phi`` would have attacked it better.
@@ -189,19 +176,14 @@ class LearnedAttack(Attack):
             gradient of ``L(phi)`` with respect to each weight of the maximizer.
         """
         state = self.begin(objective, x, drawn)
-        x_adv, value, met = self.trace(objective, x, state)
         weights = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
-        image = state[0]
 
-        def of_examples(weights, part):
-            x, image, *met = part
+        def surrogate(weights):
             with keras.StatelessScope(list(zip(self.variables, weights, strict=True))):
-                state = (image, *((image,) * self.latent), *self.maximizer.initial_state(x))
-                return self.surrogate(x, state, met)
+                return self.unroll(objective, x, state)
 
-        gradients = backend.summed_gradient(of_examples, weights, [x, image, *met])
-        n = ops.cast(ops.shape(x)[0], x.dtype)
-        return x_adv, value, [g / n for g in gradients]
+        (x_adv, value), gradients = backend.gradient(surrogate, weights)
+        return x_adv, value, gradients
 
     def describe(self):
         facts = super().describe()

@@ -3,8 +3,7 @@
 Each backend module provides the same few things, all else is ``keras.ops``:
 
 * ``value_and_grad(fn, x)``: first-order input gradient, detached (what attacks need);
-* ``summed_gradient(fn, values, arrays)``: gradient of a sum over examples (what maximizers learn
-  by);
+* ``gradient(fn, values)``: first-order gradient of a scalar, detached (what maximizers learn by);
 * ``update(optimizer, gradients, variables)``: one optimizer step;
 * ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
@@ -28,7 +27,7 @@ if NAME not in _SUPPORTED:
 
 _module = importlib.import_module(f"keras_emr.backend.{NAME}")
 value_and_grad = _module.value_and_grad
-summed_gradient = _module.summed_gradient
+gradient = _module.gradient
 update = _module.update
 vjp = _module.vjp
 loop = _module.loop
@@ -43,10 +42,10 @@ __all__ = [
     "StepMixin",
     "compiled",
     "devices",
+    "gradient",
     "loop",
     "preserve_random_state",
     "seed_epoch",
-    "summed_gradient",
     "update",
     "value_and_grad",
     "vjp",

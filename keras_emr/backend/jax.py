@@ -29,18 +29,18 @@ def value_and_grad(fn, x):
     return jax.lax.stop_gradient((value, aux, gradient))
 
 
-def summed_gradient(fn, values, arrays):
-    """Gradient of a sum over examples with respect to a list of tensors.
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of arrays.
 
     Args:
-        fn: ``(values, arrays) -> scalar``, a sum over the examples in ``arrays``.
-        values: list of tensors.
-        arrays: list of tensors with one row per example; ``None`` is passed on.
+        fn: ``values -> (scalar, aux)``.
+        values: list of arrays.
 
     Returns:
-        List of gradients, without history.
+        ``(aux, gradients)``, both without history.
     """
-    return jax.lax.stop_gradient(jax.grad(fn)(values, arrays))
+    gradients, aux = jax.grad(fn, has_aux=True)(values)
+    return jax.lax.stop_gradient((aux, gradients))
 
 
 def update(optimizer, gradients, variables):

@@ -24,21 +24,21 @@ def value_and_grad(fn, x):
     return tf.stop_gradient(value), tf.nest.map_structure(tf.stop_gradient, aux), gradient
 
 
-def summed_gradient(fn, values, arrays):
-    """Gradient of a sum over examples with respect to a list of tensors.
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of tensors.
 
     Args:
-        fn: ``(values, arrays) -> scalar``, a sum over the examples in ``arrays``.
+        fn: ``values -> (scalar, aux)``.
         values: list of tensors.
-        arrays: list of tensors with one row per example; ``None`` is passed on.
 
     Returns:
-        List of gradients, without history.
+        ``(aux, gradients)``, both without history.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        total = fn(values, arrays)
-    return tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        scalar, aux = fn(values)
+    gradients = tape.gradient(scalar, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return tf.nest.map_structure(tf.stop_gradient, (aux, gradients))
 
 
 def update(optimizer, gradients, variables):

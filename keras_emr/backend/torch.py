@@ -5,9 +5,6 @@ import contextlib
 import keras
 import torch
 
-# Coordinates of images whose chain of gradients is computed at a time.
-_PIECE = 2**14
-
 
 def value_and_grad(fn, x):
     """Per-example value of ``fn`` and the input gradient of its sum, both without history.
@@ -32,33 +29,21 @@ def value_and_grad(fn, x):
     return value.detach(), aux, gradient.detach()
 
 
-def summed_gradient(fn, values, arrays):
-    """Gradient of a sum over examples with respect to a list of tensors.
+def gradient(fn, values):
+    """Gradient of a scalar with respect to a list of tensors.
 
     Args:
-        fn: ``(values, arrays) -> scalar``, a sum over the examples in ``arrays``.
+        fn: ``values -> (scalar, aux)``.
         values: list of tensors.
-        arrays: list of tensors with one row per example; ``None`` is passed on.
 
     Returns:
-        List of gradients, without history.
+        ``(aux, gradients)``, both without history.
     """
-    rows = len(arrays[0])
-    at_once = rows
-    if arrays[0].device.type == "cpu":
-        # Piece by piece: what autograd keeps then stays in the cache, and out of the way of the
-        # network's own memory.
-        at_once = max(1, _PIECE // arrays[0][0].numel())
-    sums = [torch.zeros_like(value) for value in values]
     with torch.enable_grad():
-        for begin in range(0, rows, at_once):
-            part = [a if a is None else a[begin : begin + at_once] for a in arrays]
-            leaves = [value.detach().requires_grad_(True) for value in values]
-            found = torch.autograd.grad(
-                fn(leaves, part), leaves, allow_unused=True, materialize_grads=True
-            )
-            sums = [total + gradient for total, gradient in zip(sums, found, strict=True)]
-    return sums
+        values = [value.detach().requires_grad_(True) for value in values]
+        scalar, aux = fn(values)
+        gradients = torch.autograd.grad(scalar, values, allow_unused=True, materialize_grads=True)
+    return keras.tree.map_structure(lambda t: t.detach(), (aux, list(gradients)))
 
 
 def update(optimizer, gradients, variables):

@@ -717,23 +717,6 @@ def test_the_untrained_rnn_on_signs_is_pgd(output):
     compare_with_pgd(Problem(), maximizer, 0.25 * EPSILON)
 
 
-@wide
-def test_torch_learns_the_same_piece_by_piece(precision, monkeypatch):
-    """On a CPU the examples are taken a few at a time."""
-    if backend.NAME != "torch":
-        pytest.skip("torch alone takes examples a few at a time")
-    import keras_emr.backend.torch as module
-
-    problem = Problem()
-    for name in ("lstm/deep-adam", "lstm/latent", "gat", "generator-naive"):
-        attack, _ = case(name, problem)
-        whole = learned(attack, problem)
-        for size in (1, 2 * math.prod(SHAPE), 3 * math.prod(SHAPE)):
-            with monkeypatch.context() as patch:
-                patch.setattr(module, "_PIECE", size)
-                assert_relative(learned(attack, problem), whole, 1e-12)
-
-
 def compare_with_pgd(problem, maximizer, step_size):
     objective, x = problem.objective(), ref.tensor(problem.x, "float32")
     start = ref.tensor(np.random.default_rng(4).uniform(-1, 1, problem.x.shape), "float32")
