@@ -18,6 +18,7 @@ NOTHING_SELECTED = 5
 
 def run(backend, folders, arguments, threads):
     """Exit code and output of one pytest process."""
+    print(f"-- {backend}: {' '.join(folders)} ...", flush=True)
     command = [sys.executable, "-m", "pytest", *(str(HERE / f) for f in folders), *arguments]
     environment = {**os.environ, **threads, "KERAS_BACKEND": backend}
     done = subprocess.run(
