@@ -130,8 +130,9 @@ def test_theta_does_not_notice_that_phi_learns(steps):
     """Weights and BatchNorm statistics: phi's lesson is no part of theta's gradient."""
     start = untouched()
     trained = [snapshot(steps[name][0].model.variables) for name in ("frozen", "joint")]
-    assert_close(*trained, tolerance=1e-7)
-    assert_close(trained[0], snapshot(steps["alternating"][0].model.variables), 1e-7)
+    # A bias ahead of BatchNorm has no gradient but rounding, about 1e-7 after the step.
+    assert_close(*trained)
+    assert_close(trained[0], snapshot(steps["alternating"][0].model.variables))
     weights = [snapshot(m.trainable_variables) for m in (start.model, steps["joint"][0].model)]
     assert moved(*weights)
 
