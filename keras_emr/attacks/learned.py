@@ -147,6 +147,7 @@ class LearnedAttack(Attack):
         """
         reads = self.maximizer.reads_gradient
         gradient = objective.gradient(ops.stop_gradient(state[0])) if reads else None
+        state = state[: 1 + self.latent]  # the cells' zeros need no products
         total = 0.0
         for t, weight in enumerate(self.weights):
             if t and self.bptt_horizon and t % self.bptt_horizon == 0:

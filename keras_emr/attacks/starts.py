@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_emr.errors import UserError
 from keras_emr.geometry import ascent, per_example, project
 from keras_emr.geometry import norm as norm_of
 
@@ -21,6 +22,11 @@ def draw(kind, x, sampler, norm, classes):
     else:
         drawn = (sampler.normal(shape), sampler.uniform((shape[0],), 0.0, 1.0))
     if kind == "odi":
+        if classes is None:
+            raise UserError(
+                "the start 'odi' weighs the logits. Received: classes=None. Expected the number "
+                "of classes."
+            )
         drawn = (*drawn, sampler.uniform((shape[0], classes)))
     return drawn
 

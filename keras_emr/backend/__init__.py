@@ -6,6 +6,8 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``gradient(fn, values)``: first-order gradient of a scalar, detached (what maximizers learn by);
 * ``update(optimizer, gradients, variables)``: one optimizer step;
 * ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
+* ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
+* ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``compiled(fn, variables)``: ``fn`` compiled once per input shape, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
@@ -30,7 +32,9 @@ value_and_grad = _module.value_and_grad
 gradient = _module.gradient
 update = _module.update
 vjp = _module.vjp
+tanh = _module.tanh
 loop = _module.loop
+mix = _module.mix
 compiled = _module.compiled
 devices = _module.devices
 StepMixin = _module.StepMixin
@@ -44,8 +48,10 @@ __all__ = [
     "devices",
     "gradient",
     "loop",
+    "mix",
     "preserve_random_state",
     "seed_epoch",
+    "tanh",
     "update",
     "value_and_grad",
     "vjp",

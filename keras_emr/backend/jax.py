@@ -54,6 +54,10 @@ def vjp(fn, x):
     return out, lambda cotangent: pullback(cotangent)[0]
 
 
+tanh = keras.ops.tanh
+mix = keras.ops.matmul
+
+
 def loop(n, body, state, unroll=False):
     """Repeat ``state = body(i, state)``, unrolled up to 64 steps (whatever ``unroll`` says)."""
     if n <= _UNROLL:

@@ -64,6 +64,10 @@ def vjp(fn, x):
     return out, pullback
 
 
+tanh = keras.ops.tanh
+mix = keras.ops.matmul
+
+
 def loop(n, body, state, unroll=False):
     """Repeat ``state = body(i, state)``; a graph loop unless XLA compiles the step (``unroll``)."""
     if unroll or n == 1 or tf.executing_eagerly():

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_emr import backend
 from keras_emr.maximizers.preprocessing import (
     FEATURES,
     PREPROCESSINGS,
@@ -141,27 +142,29 @@ class LearnedMaximizer(keras.layers.Layer):
         Args:
             image: (N, H, W, C), not used: the generators' protocol.
             gradient: (N, H, W, C), of the summed objective at the current images.
-            state: see :meth:`initial_state`.
+            state: see :meth:`initial_state`; ``()`` is that state, and cheaper than its zeros.
 
         Returns:
             ``(step, state)``: step (N, H, W, C) in units of ``scale``.
         """
-        moments = len(state) - self.layers * (2 if self.cell == "lstm" else 1)
-        features, kept = preprocess(self.preprocessing, gradient, state[:moments])
-        cells = list(state[moments:])
+        per_layer = 2 if self.cell == "lstm" else 1
+        if state:
+            moments, cells = state[: -self.layers * per_layer], state[-self.layers * per_layer :]
+        else:
+            moments = initial_state(self.preprocessing, gradient)
+            cells = (None,) * (self.layers * per_layer)
+        features, kept = preprocess(self.preprocessing, gradient, moments)
         signal = ops.concatenate([ops.reshape(f, (1, -1)) for f in features], axis=0)
         state = [*kept]
         for i in range(self.layers):
-            drives = self._drives(i, signal, cells[0])
+            hidden, *memory = cells[i * per_layer : (i + 1) * per_layer]
+            drives = self._drives(i, signal, hidden)
             if self.cell == "lstm":
-                signal, memory = _lstm(drives, cells[1])
-                cells = cells[2:]
-                state += [signal, memory]
+                signal, *memory = _lstm(drives, *memory)
             else:
                 signal = ops.tanh(drives[0])
-                cells = cells[1:]
-                state += [signal]
-        step = ops.matmul(self.output_kernel, signal)
+            state += [signal, *memory]
+        step = backend.mix(self.output_kernel, signal)
         if self.output_bias is not None:
             step = step + self.output_bias
         if self._bounded:
@@ -174,12 +177,14 @@ class LearnedMaximizer(keras.layers.Layer):
         One product for every gate: slices of a joint one would be padded again, in full size, on
         the way back.
         """
-        kernel = ops.concatenate([self.kernels[i], self.recurrent_kernels[i]], axis=1)
-        seen = ops.concatenate([signal, hidden], axis=0)
+        kernel, seen = self.kernels[i], signal
+        if hidden is not None:
+            kernel = ops.concatenate([kernel, self.recurrent_kernels[i]], axis=1)
+            seen = ops.concatenate([seen, hidden], axis=0)
         drives = []
         for begin in range(0, kernel.shape[0], self.hidden):
             rows = slice(begin, begin + self.hidden)
-            drive = ops.matmul(kernel[rows], seen)
+            drive = backend.mix(kernel[rows], seen)
             drives.append(drive + self.biases[i][rows] if self.use_bias else drive)
         return drives
 
@@ -211,8 +216,9 @@ class LearnedMaximizer(keras.layers.Layer):
 
 def _lstm(drives, memory):
     i, f, o, a = drives
-    memory = ops.sigmoid(f) * memory + ops.sigmoid(i) * ops.tanh(a)
-    return ops.sigmoid(o) * ops.tanh(memory), memory
+    written = ops.sigmoid(i) * backend.tanh(a)
+    memory = written if memory is None else ops.sigmoid(f) * memory + written
+    return ops.sigmoid(o) * backend.tanh(memory), memory
 
 
 def _first_output(cell, drive):
