@@ -128,27 +128,12 @@ def _learned(s, path, channels):
 
 
 def _attack_all(path, settings, data, quiet):
+    from keras_emr.evaluation.inputs import require_fit
     from keras_emr.evaluation.scorecard import scorecard
-    from keras_emr.models.logits import own_input_shape, require_logits
-    from keras_emr.network import Network
     from keras_emr_cli.progress import Reporter
 
     model = _load(path)
-    takes, given = own_input_shape(model), data.image_shape
-    require_logits(model, given)
-    if takes is not None:
-        same_rank = len(takes) == len(given)
-        sides = zip(takes, given, strict=False)
-        if not same_rank or any(side not in (None, has) for side, has in sides):
-            raise UserError(
-                f"model and data do not fit. Received: images {tuple(given)} for a model that "
-                f"takes {tuple(takes)}."
-            )
-    if Network(model).classes < data.classes:
-        raise UserError(
-            f"model and data do not fit. Received: {data.classes} classes for a model with "
-            f"{Network(model).classes} outputs."
-        )
+    require_fit(model, data.image_shape, data.classes)
     x, y = data.x_test[: settings.n_examples], data.y_test[: settings.n_examples]
     channels = data.image_shape[-1]
     attacks = [a for name in settings.attacks for a in _build(name, settings, path, channels)]
