@@ -35,6 +35,14 @@ COMPARE_MAXIMIZERS = [
         ("pgd", "line-search", "apgd", *TRAINED_ATTACKS),
     ),
     S("steps", "int", 10, "Attack steps T; the generators have their own, 1 or 2.", low=1),
+    S(
+        "preprocessing",
+        "choice",
+        "rms",
+        "What lstm and rnn see of a gradient.",
+        ("rms", "sign", "raw", "max_abs", "log_sign", "adam_ratio"),
+    ),
+    S("start", "choice", "gaussian", "Start of lstm and rnn.", ("gaussian", "uniform", "none")),
     S("more", "ints", "1,2,4", "Also run for these multiples of T.", low=1),
     S("n_examples", "int", None, "The first N test images.", low=1, auto="all"),
     S(
@@ -256,6 +264,8 @@ def _compare(jobs, settings, data, quiet):
             settings.methods,
             steps=settings.steps,
             more=settings.more,
+            preprocessing=settings.preprocessing,
+            start=settings.start,
             n_examples=settings.n_examples,
             batch_size=settings.batch_size,
             fit_epochs=settings.fit_epochs,

@@ -19,6 +19,7 @@ from keras_emr.errors import unknown
 from keras_emr.evaluation.inner_loss import InnerLossMeter, Judge, passes
 from keras_emr.evaluation.timing import in_turns, quartiles, training_seconds
 from keras_emr.maximizers import make_maximizer
+from keras_emr.maximizers.recurrent import CELLS
 from keras_emr.part import whole
 from keras_emr.training.classifier import RobustClassifier
 
@@ -68,6 +69,8 @@ class MaximizerComparison:
         more: multiples of T that each method is also run for.
         n_examples: the first N test images; ``None``: all.
         batch_size: of the training, the attacks and the times.
+        preprocessing: of the lstm and the rnn.
+        start: of their attacks.
         fit_epochs: epochs that a learned maximizer is trained for; 0: left untrained.
         learning_rate: of that training (Adam, global norm clipped at 1).
         rounds: of the time measurements.
@@ -86,6 +89,8 @@ class MaximizerComparison:
         more=(1, 2, 4),
         n_examples=None,
         batch_size=128,
+        preprocessing="rms",
+        start="gaussian",
         fit_epochs=5,
         learning_rate=0.01,
         rounds=5,
@@ -104,6 +109,7 @@ class MaximizerComparison:
         self.fit_batch_size = min(batch_size, len(data.x_train))
         self.fit_epochs = whole("fit_epochs", fit_epochs, 0)
         self.learning_rate = learning_rate
+        self.preprocessing, self.start = preprocessing, start
         self.rounds = whole("rounds", rounds, 1)
         self.seed = seed
         self.say, self.progress = say, progress
@@ -146,10 +152,12 @@ class MaximizerComparison:
         return {"methods": entries, "training": self._training_costs(learned, fresh, title)}
 
     def _trained(self, model, name, title):
-        maximizer = make_maximizer(name, seed=self.seed)
-        attack = LearnedAttack.named(name, self.epsilon, maximizer=maximizer)
-        if name in ("lstm", "rnn"):
-            attack = LearnedAttack.named(name, self.epsilon, maximizer=maximizer, steps=self.steps)
+        of_layer, of_attack = {}, {}
+        if name in CELLS:
+            of_layer = {"preprocessing": self.preprocessing}
+            of_attack = {"steps": self.steps, "start": self.start}
+        maximizer = make_maximizer(name, seed=self.seed, **of_layer)
+        attack = LearnedAttack.named(name, self.epsilon, maximizer=maximizer, **of_attack)
         self.say(f"{title}: train {name} for {self.fit_epochs} epochs")
         return _Contender(name, attack, self._fit(model, attack))
 

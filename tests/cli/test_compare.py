@@ -103,6 +103,15 @@ def test_the_surface_has_the_clean_loss_and_that_of_fgsm(report, models, test_se
         assert surface["loss"][4][2] == pytest.approx(fgsm.mean(), rel=1e-5)
 
 
+def test_cells_with_other_inputs_and_start(capfd, run, tmp_path):
+    given = ("--preprocessing", "log_sign", "--start", "uniform", "--json", "--quiet")
+    result = compare(capfd, run.path, *QUICK, *given, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    pgd, _, rnn = json.loads(result.out)["models"][0]["methods"]
+    assert rnn["parameters"] == 130  # two features for each pixel
+    assert rnn["loss"][0] == pytest.approx(pgd["loss"][0], rel=1e-6)  # the same noise
+
+
 def test_the_report_says_how_it_was_made(report, run):
     assert [m["name"] for m in report["models"]] == ["toy-run", "baseline/best"]
     names = ["pgd", "pgd (tuned)", "rnn"]
