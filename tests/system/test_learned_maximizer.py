@@ -11,6 +11,7 @@ import keras_emr as ke
 from tests.cli.harness import python
 
 ROOT = Path(__file__).parents[2]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +34,29 @@ def gains(benchmark, data, seeds, **options):
         model = benchmark.train("at", None, data, settings, seed)
         losses = benchmark.frozen(model, data, settings, seed)
         assert losses["pgd, tuned"] >= losses["pgd"]
-        found.append(losses["lstm"] - losses["pgd, tuned"])
+        found.append(losses[settings.frozen] - losses["pgd, tuned"])
     return np.array(found)
 
 
 def test_ten_learned_steps_beat_tuned_pgd_on_the_digits(benchmark):
     data = ke.load_data("digits")
     found = gains(benchmark, data, (0, 1, 2), epsilon=0.15, epochs=8, fit_epochs=15)
+    assert found.mean() > 0, found
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="needs MNIST beside the clone")
+def test_ten_learned_steps_beat_tuned_pgd_on_mnist(benchmark):
+    whole = ke.load_data(str(MNIST))
+    data = argparse.Namespace(
+        x_train=whole.x_train[:1000],
+        y_train=whole.y_train[:1000],
+        x_test=whole.x_test[:100],
+        y_test=whole.y_test[:100],
+        image_shape=whole.image_shape,
+        classes=whole.classes,
+    )
+    options = {"epsilon": 0.2, "epochs": 8, "fit_epochs": 10, "frozen": "lstm/log_sign"}
+    found = gains(benchmark, data, (0, 1, 2), **options)
     assert found.mean() > 0, found
 
 
