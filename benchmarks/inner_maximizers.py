@@ -15,17 +15,13 @@ import json
 
 import keras
 import numpy as np
-from keras import ops
 
 import keras_emr as ke
-from keras_emr.attacks.base import Objective
 from keras_emr.data.batches import TrainBatches
-from keras_emr.network import Network
-from keras_emr.sampling import ExampleSampler
+from keras_emr.evaluation.inner_loss import InnerLossMeter
 
 STEP_SIZES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
 STEPS = 10
-
 
 METHODS = {
     "AT": ("at", None),
@@ -62,23 +58,10 @@ def judge(model, data, options, seed):
     return found
 
 
-def final_loss(model, attack, data, seed):
-    """Mean test cross-entropy after the attack, its example-wise noise drawn from ``seed``."""
-    from keras_emr import backend
-
-    network = Network(model)
-
-    def loss(x, y, *drawn):
-        objective = Objective(network.frozen(), "cross_entropy", x, y)
-        state = attack.begin(objective, x, drawn)
-        for _ in range(attack.steps):
-            state = attack.step(objective, x, state)
-        return (objective.value(attack.result(state)),)
-
-    run = backend.compiled(loss, [*model.variables, *attack.variables])
-    x, y = ops.convert_to_tensor(data.x_test), ops.convert_to_tensor(data.y_test.astype("int32"))
-    drawn = attack.draw(x, ExampleSampler(seed, 0, range(len(data.x_test))), data.classes)
-    return float(ops.convert_to_numpy(run(x, y, *drawn)[0]).mean())
+def final_loss(model, attack, data):
+    """Mean test cross-entropy after the attack's steps; attacks with the same start share it."""
+    meter = InnerLossMeter(model, attack, batch_size=len(data.x_test))
+    return float(meter.curve(data.x_test, data.y_test, seed=0).loss[-1])
 
 
 def frozen(model, data, options, seed):
@@ -86,14 +69,14 @@ def frozen(model, data, options, seed):
     epsilon = options.epsilon
     found = {}
     tuned = [
-        final_loss(model, ke.PGD(epsilon, steps=STEPS, step_size=a * epsilon, start=start), data, 0)
+        final_loss(model, ke.PGD(epsilon, steps=STEPS, step_size=a * epsilon, start=start), data)
         for a in STEP_SIZES
         for start in ("uniform", "gaussian")
     ]
-    found["pgd"] = final_loss(model, ke.PGD(epsilon, steps=STEPS), data, 0)
+    found["pgd"] = final_loss(model, ke.PGD(epsilon, steps=STEPS), data)
     found["pgd, tuned"] = max(tuned)
-    found["apgd"] = final_loss(model, ke.APGD(epsilon, steps=STEPS), data, 0)
-    found["line-search"] = final_loss(model, ke.LineSearch(epsilon, steps=STEPS), data, 0)
+    found["apgd"] = final_loss(model, ke.APGD(epsilon, steps=STEPS), data)
+    found["line-search"] = final_loss(model, ke.LineSearch(epsilon, steps=STEPS), data)
     for name in options.frozen.split(","):
         cell, _, preprocessing = name.partition("/")
         maximizer = ke.LearnedMaximizer(cell, preprocessing=preprocessing or "rms", seed=seed)
@@ -104,7 +87,7 @@ def frozen(model, data, options, seed):
         robust = ke.RobustClassifier(model, "at", attack=attack, seed=seed)
         robust.compile(maximizer_optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
         robust.fit_maximizer(batches, epochs=options.fit_epochs, shuffle=False, verbose=0)
-        found[name] = final_loss(model, attack, data, 0)
+        found[name] = final_loss(model, attack, data)
     found["pgd-100"] = final_loss(
         model, ke.PGD(epsilon, steps=100, step_size=0.1 * epsilon), data, 0
     )

@@ -13,7 +13,7 @@ from keras_emr.errors import UserError
 from keras_emr_cli.compare_report import REPORT, show, write
 from keras_emr_cli.evaluate import _load, _require_same_data, _resolve
 from keras_emr_cli.settings import Merged, Setting, merge, options
-from keras_emr_cli.train_settings import BACKENDS, SEEDS
+from keras_emr_cli.train_settings import BACKENDS, PREPROCESSINGS, SEEDS
 
 S = Setting
 COMPARE_MAXIMIZERS = [
@@ -41,7 +41,7 @@ COMPARE_MAXIMIZERS = [
         "choice",
         "rms",
         "What lstm and rnn see of a gradient.",
-        ("rms", "sign", "raw", "max_abs", "log_sign", "adam_ratio"),
+        PREPROCESSINGS,
     ),
     S("start", "choice", "gaussian", "Start of lstm and rnn.", ("gaussian", "uniform", "none")),
     S("more", "ints", "1,2,4", "Also run for these multiples of T.", low=1),

@@ -66,7 +66,7 @@ def _tune_xla():
 
 def _keep_freed_memory():
     # The C library hands large blocks back to the system and fetches them again, page by page, in
-    # every step: a third of the time of training a learned maximizer on CPU.
+    # every step: a fifth of the time of training a learned maximizer on CPU.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:  # glibc
         if "MALLOC_TRIM_THRESHOLD_" not in os.environ:

@@ -8,6 +8,8 @@ from keras_emr.models import MODELS
 from keras_emr_cli.settings import Setting
 
 BACKENDS = ("tensorflow", "jax", "torch")
+# As keras_emr.maximizers.preprocessing has them, which imports keras.
+PREPROCESSINGS = ("rms", "sign", "raw", "max_abs", "log_sign", "adam_ratio")
 NORMS = ("linf", "l2")
 SEEDS = 2**31  # what Keras accepts on every backend
 
@@ -185,7 +187,7 @@ TRAIN = [
             "choice",
             "rms",
             "What it sees of a gradient (lstm, rnn).",
-            ("rms", "sign", "raw", "max_abs", "log_sign", "adam_ratio"),
+            PREPROCESSINGS,
         ),
         S("maximizer_output", "choice", "linear", "Its output (lstm, rnn).", ("linear", "tanh")),
         S(

@@ -1,9 +1,7 @@
 """Reading MNIST-style idx folders, good and damaged; the real data where there are any."""
 
 import gzip
-import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from keras_emr.data import load
 from keras_emr.data.idx import read_idx, read_idx_folder
 from keras_emr.errors import UserError
+from tests.real_data import real_data
 
 NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -168,20 +167,13 @@ def test_damaged_gzip(tmp_path):
     assert message.startswith(f"idx file cannot be read. Received: {str(path)!r} (BadGzipFile: ")
 
 
-def real_data():
-    """Where the real data sets are, or None."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("KERAS_EMR_TEST_DATA", beside))
-    return folder if folder.is_dir() else None
-
-
 def test_real_mnist():
-    folder = real_data()
-    if folder is None or not (folder / "mnist").is_dir():
+    folder = real_data("mnist")
+    if folder is None:
         pytest.skip("no MNIST: set KERAS_EMR_TEST_DATA")
-    raw = read_idx_folder(folder / "mnist")
+    raw = read_idx_folder(folder)
     assert raw["x_train"].shape == (60000, 28, 28)
-    data = load(folder / "mnist")
+    data = load(folder)
     assert (data.name, data.image_shape, data.classes) == ("mnist", (28, 28, 1), 10)
     assert [len(data.x_train), len(data.x_val), len(data.x_test)] == [54000, 6000, 10000]
     assert data.x_train.dtype == np.float32
@@ -193,16 +185,16 @@ def test_real_mnist():
 
 
 def test_real_cifar10(tmp_path):
-    folder = real_data()
-    if folder is None or not (folder / "cifar10").is_dir():
+    folder = real_data("cifar10")
+    if folder is None:
         pytest.skip("no CIFAR-10: set KERAS_EMR_TEST_DATA")
     image = pytest.importorskip("PIL.Image")
 
     def mosaic(part):  # 25 x 40 images of 32 x 32 pixels; the first of each part is enough here
-        with image.open(folder / "cifar10" / f"{part}-00.webp") as picture:
+        with image.open(folder / f"{part}-00.webp") as picture:
             pixels = np.asarray(picture.convert("RGB"))
         x = pixels.reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(1000, 32, 32, 3)
-        y = np.fromfile(folder / "cifar10" / f"{part}-labels.u8", np.uint8)[:1000]
+        y = np.fromfile(folder / f"{part}-labels.u8", np.uint8)[:1000]
         return {f"x_{part}": x, f"y_{part}": y}
 
     np.savez(tmp_path / "cifar10.npz", **mosaic("train"), **mosaic("test"))

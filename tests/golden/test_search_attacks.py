@@ -453,6 +453,12 @@ def test_odi_start(float64, attack, norm, epsilon):
     assert all(score(i, got[i]) > first[i] + 0.01 for i in range(n))
 
 
+def test_odi_start_asks_for_the_number_of_classes():
+    images = ref.tensor(Linear(n=2).x, "float32")
+    with pytest.raises(ke.UserError, match="Received: classes=None"):
+        PGD(0.1, start="odi").draw(images, Random("float32"))
+
+
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.3), ("l2", 0.2)])
 def test_odi_start_reaches_the_best_of_a_linear_model(norm, epsilon):
     """The weights are drawn from [-1, 1], one row per example."""

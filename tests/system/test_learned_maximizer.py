@@ -9,9 +9,10 @@ import pytest
 
 import keras_emr as ke
 from tests.cli.harness import python
+from tests.real_data import real_data
 
 ROOT = Path(__file__).parents[2]
-MNIST = ROOT.parent / "shared" / "data" / "mnist"
+MNIST = real_data("mnist")
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def test_ten_learned_steps_beat_tuned_pgd_on_the_digits(benchmark):
     assert found.mean() > 0, found
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="needs MNIST beside the clone")
+@pytest.mark.skipif(MNIST is None, reason="no MNIST: set KERAS_EMR_TEST_DATA")
 def test_ten_learned_steps_beat_tuned_pgd_on_mnist(benchmark):
     whole = ke.load_data(str(MNIST))
     data = argparse.Namespace(
