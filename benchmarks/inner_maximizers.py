@@ -88,9 +88,7 @@ def frozen(model, data, options, seed):
         robust.compile(maximizer_optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
         robust.fit_maximizer(batches, epochs=options.fit_epochs, shuffle=False, verbose=0)
         found[name] = final_loss(model, attack, data)
-    found["pgd-100"] = final_loss(
-        model, ke.PGD(epsilon, steps=100, step_size=0.1 * epsilon), data, 0
-    )
+    found["pgd-100"] = final_loss(model, ke.PGD(epsilon, steps=100, step_size=0.1 * epsilon), data)
     return found
 
 
