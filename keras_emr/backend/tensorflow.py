@@ -6,6 +6,19 @@ import keras
 import tensorflow as tf
 
 
+def _after(done, tensors):
+    """``tensors``, which nothing can use before all of ``done`` has been computed.
+
+    A step may read a weight without that weight's gradient depending on the value read (the last
+    bias in EMR's pass, any weight in a pass for a metric). TensorFlow's own edge from such a read
+    to the update gets lost in graph optimisation: the dependency optimizer drops it where a longer
+    path leads through the ``ones_like(loss)`` that starts the gradient, then that is folded to a
+    constant. The pass may then see the updated weight. Hence this edge, and constant starts.
+    """
+    with tf.control_dependencies(tf.nest.flatten(done)):
+        return [t if t is None else tf.identity(t) for t in tensors]
+
+
 def value_and_grad(fn, x):
     """Per-example value of ``fn`` and the input gradient of its sum, both without history.
 
@@ -37,8 +50,14 @@ def gradient(fn, values):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
         scalar, aux = fn(values)
-    gradients = tape.gradient(scalar, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return tf.nest.map_structure(tf.stop_gradient, (aux, gradients))
+    gradients = tape.gradient(
+        scalar,
+        values,
+        output_gradients=tf.ones((), scalar.dtype),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    aux = tf.nest.map_structure(tf.stop_gradient, aux)
+    return aux, _after(aux, [tf.stop_gradient(g) for g in gradients])
 
 
 def update(optimizer, gradients, variables):
@@ -108,8 +127,11 @@ class StepMixin:
             return self.maximizer_step(x, y)
         with tf.GradientTape() as tape:
             loss, logs = self.robust_step(x, y, sample_weight, training=True)
-            loss = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(loss, self.trainable_weights)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(
+            scaled, self.trainable_weights, output_gradients=tf.ones((), scaled.dtype)
+        )
+        gradients = _after((loss, logs), gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         if self._learns == "alternating":
             logs |= self.maximizer_step(x, y)
