@@ -54,6 +54,30 @@ def margin_loss(y, logits, kappa=50.0):
     return -ops.relu(margin + kappa)
 
 
+def dlr_loss(y, logits, target=None):
+    """Difference of logits ratio, which scaling the logits does not change.
+
+    Untargeted: ``-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12)``, targeted:
+    ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``, where ``z_(i)`` is the i-th largest
+    logit. With too few classes for that (2; 3 with a target) the numerator alone: attacks that
+    take signs, normalise gradients and compare values of one example need no scale.
+
+    Args:
+        target: (N,) integer classes, or ``None``.
+
+    Source: Croce and Hein, ICML 2020 (AutoAttack).
+    """
+    logits = widen(logits)
+    rival = runner_up(logits, y) if target is None else target
+    gap = pick(logits, rival) - pick(logits, y)
+    classes = logits.shape[-1]
+    if classes < (3 if target is None else 4):
+        return gap
+    ordered = ops.flip(ops.sort(logits, axis=-1), axis=-1)
+    low = ordered[:, 2] if target is None else (ordered[:, 2] + ordered[:, 3]) / 2
+    return gap / (ordered[:, 0] - low + 1e-12)
+
+
 def boosted_cross_entropy(y, logits):
     """MART: ``-log q_y - log(1.0001 - q_k* + 1e-12)``, ``k*`` the strongest wrong class."""
     logits = widen(logits)

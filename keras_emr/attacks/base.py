@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from keras import ops
 
 from keras_emr import backend, losses
@@ -9,7 +11,7 @@ from keras_emr.attacks import starts
 from keras_emr.geometry import NORMS
 from keras_emr.part import Part, non_negative, one_of, whole
 
-OBJECTIVES = ("cross_entropy", "kl", "margin", "probability")
+OBJECTIVES = ("cross_entropy", "kl", "margin", "probability", "dlr")
 
 
 class Objective:
@@ -18,7 +20,8 @@ class Objective:
     Args:
         logits_fn: ``x -> logits``, weights frozen.
         name: ``cross_entropy``, ``kl`` (to the logits at ``x``; labels unused), ``margin``
-            (Carlini-Wagner, kappa = 50) or ``probability`` (minus that of the true class).
+            (Carlini-Wagner, kappa = 50), ``probability`` (minus that of the true class) or
+            ``dlr`` (difference of logits ratio).
         x: (N, H, W, C) clean images, the reference of ``kl``.
         y: (N,) integer labels.
         unroll: unroll loops (the step is compiled by XLA).
@@ -28,8 +31,15 @@ class Objective:
         self.logits = logits_fn
         self.name = name
         self.y = y
+        self.target = None
         self.unroll = unroll
         self.reference = ops.stop_gradient(logits_fn(x)) if name == "kl" else None
+
+    def towards(self, target):
+        """This objective with a target class per example, (N,) integers; ``dlr`` only."""
+        targeted = copy.copy(self)
+        targeted.target = target
+        return targeted
 
     def loss(self, logits):
         """(N, K) logits -> (N,) objective."""
@@ -37,6 +47,8 @@ class Objective:
             return losses.kl_divergence(self.reference, logits)
         if self.name == "margin":
             return losses.margin_loss(self.y, logits)
+        if self.name == "dlr":
+            return losses.dlr_loss(self.y, logits, self.target)
         if self.name == "probability":
             return -ops.exp(-losses.cross_entropy(self.y, logits))
         return losses.cross_entropy(self.y, logits)
@@ -83,6 +95,8 @@ class Attack(Part):
     """
 
     name = "attack"
+    # Whether it can be called inside a compiled training step.
+    evaluation_only = False
 
     def __init__(self, epsilon, norm="linf", steps=10, start=None, restarts=1, objective=None):
         self.epsilon = non_negative("epsilon", epsilon)
@@ -108,6 +122,14 @@ class Attack(Part):
     def result(self, state):
         """The adversarial images in a state: by default its first entry, the last iterate."""
         return state[0]
+
+    def runs(self, classes):
+        """Independent runs in an evaluation of a model with so many classes."""
+        return self.restarts
+
+    def finished(self, state):
+        """(N,) bool: examples that further steps cannot change; ``None`` if never known."""
+        return None
 
     @property
     def variables(self):
