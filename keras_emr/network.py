@@ -9,6 +9,8 @@ from keras_emr import backend
 from keras_emr.errors import UserError
 
 _LOW_PRECISION = ("float16", "bfloat16")
+# Between the seeds of two passes: more draws than a layer makes in one.
+_APART = 1009
 
 
 @contextlib.contextmanager
@@ -71,9 +73,27 @@ class Network:
         with scope, full_precision(self.model), random_state():
             return self.model(x, training=training)
 
-    def frozen(self, training=False):
-        """``x -> logits`` with constant weights: gradients reach the images only."""
-        values = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.model.variables]
+    @property
+    def seed_states(self):
+        """Variables that random layers draw from: of noise at inference, and of dropout."""
+        layers = self.model._flatten_layers()
+        return [g.state for layer in layers for g in getattr(layer, "_seed_generators", ())]
+
+    def frozen(self, training=False, noise=None):
+        """``x -> logits`` with constant weights: gradients reach the images only.
+
+        Args:
+            training: mode of the model.
+            noise: integer tensor; a layer that is random at inference draws other numbers for
+                each. ``None``: always the same.
+        """
+        seeds = () if noise is None else {id(v) for v in self.seed_states}
+        values = []
+        for variable in self.model.variables:
+            value = ops.stop_gradient(ops.convert_to_tensor(variable))
+            if id(variable) in seeds:
+                value = value + ops.cast(noise, value.dtype) * ops.cast([0, _APART], value.dtype)
+            values.append(value)
         return lambda x: self._call(values, x, training)
 
     def live(self, training=False):

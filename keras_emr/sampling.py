@@ -36,6 +36,11 @@ class StreamSampler:
         return keras.random.categorical(logits, 1, seed=self.seed)[:, 0]
 
 
+def example_streams(seed, restart, indices):
+    """A ``numpy.random.Generator`` for each of the examples with these indices."""
+    return [np.random.default_rng([seed, restart, int(i)]) for i in indices]
+
+
 class ExampleSampler:
     """Draws on the host, each example from a stream of its own.
 
@@ -49,7 +54,8 @@ class ExampleSampler:
     """
 
     def __init__(self, seed, restart, indices):
-        self.streams = [np.random.default_rng([seed, restart, int(i)]) for i in indices]
+        self.restart = restart
+        self.streams = example_streams(seed, restart, indices)
 
     def _draw(self, one, shape):
         rows = [one(stream, tuple(shape[1:])) for stream in self.streams]

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_emr import backend, losses
 from keras_emr.attacks import starts
 from keras_emr.attacks.base import Attack
 from keras_emr.errors import UserError
 from keras_emr.geometry import norm as norm_of
 from keras_emr.geometry import per_example, project
-from keras_emr.part import non_negative, one_of, register
+from keras_emr.part import non_negative, one_of, register, whole
 
 _MOMENTUM = 0.75
 _TINY = 1e-12
@@ -90,6 +89,7 @@ class APGD(Attack):
             misclassification where a higher one is not. ``None``: ``best_loss`` where the attack
             is called inside a compiled step, as in training and in the validation of ``fit``,
             ``fooled`` in ``evaluate_attack``.
+        eot: passes per gradient of a random model, in evaluation: see :class:`Objective`.
     """
 
     name = "apgd"
@@ -104,8 +104,10 @@ class APGD(Attack):
         objective=None,
         rho=0.75,
         keep=None,
+        eot=1,
     ):
         super().__init__(epsilon, norm, steps, start, restarts, objective)
+        self.eot = whole("eot", eot, 1)
         self.rho = non_negative("rho", rho)
         if self.rho > 1:
             raise UserError(f"rho must be in [0, 1]. Received: {rho!r}.")
@@ -139,7 +141,7 @@ class APGD(Attack):
 
     def begin(self, objective, x, drawn):
         image = self._first_image(objective, x, drawn)
-        value, right, gradient = self._look(objective, image)
+        value, right, gradient = objective.look(image)
         return State(
             x=image,
             previous=image,
@@ -159,16 +161,6 @@ class APGD(Attack):
             index=ops.zeros((), dtype="int32"),
         )
 
-    @staticmethod
-    def _look(objective, image):
-        """Objective (N,), whether classified correctly (N,), and gradient; one pass each way."""
-
-        def value(image):
-            logits = objective.logits(image)
-            return objective.loss(logits), losses.correct(objective.y, logits)
-
-        return backend.value_and_grad(value, image)
-
     def _direction(self, gradient):
         if self.norm == "linf":
             return ops.sign(gradient)
@@ -177,7 +169,7 @@ class APGD(Attack):
     def step(self, objective, x, state):
         s = state
         image = self._move(x, s)
-        value, right, gradient = self._look(objective, image)
+        value, right, gradient = objective.look(image)
 
         better = value > s.best_value
         best = _choose(better, image, s.best)

@@ -25,10 +25,14 @@ class Objective:
         x: (N, H, W, C) clean images, the reference of ``kl``.
         y: (N,) integer labels.
         unroll: unroll loops (the step is compiled by XLA).
+        passes: gradients are the mean over so many passes of a random model ("expectation over
+            transformation", Athalye et al., ICML 2018); ``logits_fn`` then takes the number of
+            the pass as well. Values and predictions come from the last one.
     """
 
-    def __init__(self, logits_fn, name, x, y, unroll=False):
+    def __init__(self, logits_fn, name, x, y, unroll=False, passes=1):
         self.logits = logits_fn
+        self.passes = passes
         self.name = name
         self.y = y
         self.target = None
@@ -59,8 +63,20 @@ class Objective:
 
     def value_and_gradient(self, x):
         """Objective (N,) and the input gradient of its *sum*, shape of ``x``; both detached."""
-        value, _, gradient = backend.value_and_grad(lambda x: (self.value(x), ()), x)
+        value, _, gradient = self.look(x)
         return value, gradient
+
+    def look(self, x):
+        """Objective (N,), whether classified correctly (N,), gradient; one pass each way."""
+        total = None
+        for i in range(self.passes):
+            value, right, gradient = backend.value_and_grad(lambda x, i=i: self._both(x, i), x)
+            total = gradient if total is None else total + gradient
+        return value, right, total / self.passes if self.passes > 1 else total
+
+    def _both(self, x, i):
+        logits = self.logits(x, i) if self.passes > 1 else self.logits(x)
+        return self.loss(logits), losses.correct(self.y, logits)
 
     def gradient(self, x):
         """Input gradient of the *sum* of the per-example objectives, shape of ``x``."""

@@ -26,6 +26,7 @@ class MinimumNormAttack(Attack):
 
     name = "minimum-norm"
     evaluation_only = True
+    bounded = False
     objective = None
     start = "none"
     norms = NORMS

@@ -5,7 +5,7 @@ from keras import ops
 from keras_emr.attacks.base import Attack
 from keras_emr.geometry import ascent, per_example, project
 from keras_emr.geometry import norm as norm_of
-from keras_emr.part import non_negative, register
+from keras_emr.part import non_negative, register, whole
 
 _STEP_RATIO = {"linf": 2.5, "l2": 2.0}
 
@@ -26,8 +26,9 @@ class PGD(Attack):
         noise_at_zero: L2 only: where an example's gradient is exactly zero, step along Gaussian
             noise (drawn once per restart) instead of standing still (TRADES), and divide by
             ``||g||_2`` itself elsewhere.
+        eot: passes per gradient of a random model, in evaluation: see :class:`Objective`.
 
-    ``None`` for the last two means the defense's own in training, ``False`` in evaluation.
+    ``None`` for the two before means the defense's own in training, ``False`` in evaluation.
     """
 
     name = "pgd"
@@ -43,11 +44,13 @@ class PGD(Attack):
         objective=None,
         box_first=None,
         noise_at_zero=None,
+        eot=1,
     ):
         super().__init__(epsilon, norm, steps, start, restarts, objective)
         self.step_size = None if step_size is None else non_negative("step_size", step_size)
         self.box_first = box_first
         self.noise_at_zero = noise_at_zero
+        self.eot = whole("eot", eot, 1)
 
     @property
     def alpha(self):

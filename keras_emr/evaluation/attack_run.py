@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from keras import ops
 
 from keras_emr import backend, losses
@@ -11,6 +9,9 @@ from keras_emr.attacks.base import Objective
 from keras_emr.evaluation.batching import in_batches, padded
 from keras_emr.network import Network
 from keras_emr.sampling import ExampleSampler
+
+# Steps between two looks at which examples are finished: each waits for the device.
+_LOOK = 5
 
 
 class AttackRun:
@@ -29,24 +30,39 @@ class AttackRun:
         self.attack = attack
         self.batch_size = batch_size
         self.network = Network(model)
+        self._random, self._steps = bool(self.network.seed_states), 0
         self._predict = backend.compiled(self._judge, model.variables)
         variables = [*model.variables, *attack.variables]
         self._begin = backend.compiled(self._first, variables)
         self._step = backend.compiled(self._advance, variables)
         self._loss = backend.compiled(self._final_loss, model.variables)
 
-    def _objective(self, x, y):
-        return Objective(self.network.frozen(), self.attack.objective or "cross_entropy", x, y)
+    def _objective(self, x, y, noise=None):
+        passes = getattr(self.attack, "eot", 1)
+
+        def logits(x, i=0):
+            fresh = None if noise is None else noise * passes + i
+            return self.network.frozen(noise=fresh)(x)
+
+        name = self.attack.objective or "cross_entropy"
+        return Objective(logits, name, x, y, passes=passes)
 
     def _judge(self, x, y):
         logits = self.network.frozen()(x)
         return losses.correct(y, logits), ops.all(ops.isfinite(logits), axis=-1)
 
-    def _first(self, x, y, drawn):
-        return self.attack.begin(self._objective(x, y), x, drawn)
+    def _first(self, x, y, drawn, *noise):
+        return self.attack.begin(self._objective(x, y, *noise), x, drawn)
 
-    def _advance(self, x, y, state):
-        return self.attack.step(self._objective(x, y), x, state)
+    def _advance(self, x, y, state, *noise):
+        return self.attack.step(self._objective(x, y, *noise), x, state)
+
+    def _noise(self):
+        """Nothing, or, for a model with random layers, the number of the step as a tensor."""
+        if not self._random:
+            return ()
+        self._steps += 1
+        return (ops.convert_to_tensor(self._steps, dtype="int32"),)
 
     def _final_loss(self, x, y, x_adv):
         objective = self._objective(x, y)
@@ -76,17 +92,23 @@ class AttackRun:
             x, y, drawn: of :meth:`prepare`.
             steps: how many; ``None``: the attack's own number.
         """
-        state = self._begin(x, y, drawn)
+        state = self._begin(x, y, drawn, *self._noise())
         yield state
         for _ in range(self.attack.steps if steps is None else steps):
-            state = self._step(x, y, state)
+            state = self._step(x, y, state, *self._noise())
             yield state
 
     def attack_batch(self, x, y, index, restart, seed):
         """Adversarial images and the objective (N,) at them, as NumPy arrays."""
         rows = len(x)
         x, y, drawn = self.prepare(x, y, index, restart, seed)
-        (state,) = deque(self.states(x, y, drawn), maxlen=1)
+        for i, state in enumerate(self.states(x, y, drawn)):
+            if i % _LOOK == 0 and self._all_finished(state):
+                break
         found = self.attack.result(state)
         loss = self._loss(x, y, found)
         return ops.convert_to_numpy(found)[:rows], ops.convert_to_numpy(loss)[:rows]
+
+    def _all_finished(self, state):
+        finished = self.attack.finished(state)
+        return finished is not None and bool(ops.convert_to_numpy(ops.all(finished)))

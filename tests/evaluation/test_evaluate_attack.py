@@ -163,6 +163,7 @@ def test_scorecard_states_everything_that_made_the_number(model):
         "objective": "cross_entropy",
         "box_first": None,
         "noise_at_zero": None,
+        "eot": 1,
     }
     assert (card["seed"], card["n"], card["bn_mode"]) == (3, 70, "inference")
     result = ke.evaluate_attack(model, ke.PGD(0.1, steps=4), X, Y, seed=3)

@@ -1,0 +1,116 @@
+"""An attack at work on a target: a batch of examples in, what was found out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_emr.attacks.query import QueryAttack
+from keras_emr.errors import UserError
+from keras_emr.evaluation.attack_run import AttackRun
+from keras_emr.sampling import example_streams
+
+
+class InfeasibleAttack(AssertionError):
+    """An attack returned an image outside its threat model: a bug, never a result."""
+
+
+class Found(NamedTuple):
+    """``images`` (N, H, W, C), ``broken`` (N,) bool, ``loss`` (N,), ``queries`` in all."""
+
+    images: np.ndarray
+    broken: np.ndarray
+    loss: np.ndarray
+    queries: int
+
+
+def open_session(target, attack, batch_size):
+    """The session for ``attack``. Raises :class:`UserError` if the target cannot give its need."""
+    if isinstance(attack, QueryAttack):
+        return QuerySession(target, attack)
+    if not target.gradients:
+        raise UserError(
+            f"attack {attack.name!r} needs gradients. Received: a function. Expected a Keras "
+            "model, or an attack that only asks: square, nes, spsa, hopskipjump, boundary, "
+            "sign-opt, transfer."
+        )
+    return GradientSession(target, attack, batch_size)
+
+
+class GradientSession:
+    """Compiled once; batches of one shape."""
+
+    def __init__(self, target, attack, batch_size):
+        self.target, self.attack = target, attack
+        self.chunk = batch_size
+        self._run = AttackRun(target.model, attack, batch_size)
+
+    def find(self, x, y, index, run, seed):
+        """Attack at most ``chunk`` examples that are classified correctly: :class:`Found`.
+
+        Args:
+            x, y: NumPy images and labels.
+            index: their indices in the data set, which decide their random numbers.
+            run, seed: int.
+        """
+        images, loss = self._run.attack_batch(x, y, index, run, seed)
+        images = within(self.attack, x, images)
+        require_feasible(self.attack, x, images)
+        return Found(images, self.target.predict(images).argmax(axis=1) != y, loss, 0)
+
+
+class QuerySession:
+    """The target is only asked; examples that are finished drop out, so that chunks are large."""
+
+    def __init__(self, target, attack):
+        self.target, self.attack = target, attack
+        self.chunk = 4 * target.batch_size
+
+    def find(self, x, y, index, run, seed):
+        """As :meth:`GradientSession.find`; the loss is 0 where unbroken, infinite where broken."""
+        if self.attack.needs == "scores" and getattr(self.target, "gives", None) == "labels":
+            raise UserError(
+                f"attack {self.attack.name!r} needs scores. Received: a function that gives "
+                "labels. Expected logits or probabilities, or one of: hopskipjump, boundary, "
+                "sign-opt."
+            )
+        images, queries = self.attack.search(
+            self.target.predict, x, y, example_streams(seed, run, index)
+        )
+        images = within(self.attack, x, images)
+        require_feasible(self.attack, x, images)
+        broken = self.target.predict(images).argmax(axis=1) != y
+        return Found(images, broken, np.where(broken, np.inf, 0.0), int(queries.sum()))
+
+
+def perturbation(norm, x, x_adv):
+    """Norms (N,) of ``x_adv - x``, in float64."""
+    delta = (x_adv.astype("float64") - x).reshape(len(x), -1)
+    return np.abs(delta).max(axis=1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+
+
+def within(attack, x, images):
+    """``images``, but the clean one where a minimum-norm attack found nothing near enough."""
+    bounded = getattr(attack, "bounded", True)
+    if bounded or attack.epsilon is None:
+        return images
+    far = perturbation(attack.norm, x, images) > attack.epsilon
+    return np.where(far[:, None, None, None], x, images)
+
+
+def require_feasible(attack, x, images):
+    """Raise :class:`InfeasibleAttack` unless ``images`` are within the threat model."""
+    if images.shape != x.shape or images.dtype != x.dtype:
+        raise InfeasibleAttack(
+            f"{attack!r} returned {images.dtype} images {images.shape} for {x.dtype} {x.shape}"
+        )
+    if not np.isfinite(images).all():
+        raise InfeasibleAttack(f"{attack!r} returned NaN or infinite pixels")
+    largest = float(perturbation(attack.norm, x, images).max())
+    epsilon = np.inf if attack.epsilon is None else attack.epsilon
+    if largest > epsilon + 1e-6 or images.min() < 0 or images.max() > 1:
+        raise InfeasibleAttack(
+            f"{attack!r} left its threat model: {attack.norm} norm {largest:.8f}, pixels in "
+            f"[{images.min()}, {images.max()}]"
+        )

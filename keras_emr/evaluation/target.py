@@ -1,0 +1,150 @@
+"""What is attacked: a Keras model, or anything that can only be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_emr import backend
+from keras_emr.errors import UserError
+from keras_emr.evaluation.batching import padded
+from keras_emr.losses import widen
+from keras_emr.models.logits import require_logits
+from keras_emr.network import Network
+
+_SMALLEST = 16
+
+
+def as_target(model, image_shape, classes=None, batch_size=256):
+    """The target for ``model``: a Keras classifier, a function of images, or a target already.
+
+    Args:
+        model: ``keras.Model`` to logits, or a function: (M, H, W, C) float32 NumPy images to
+            (M, K) logits or probabilities, or to (M,) integer labels.
+        image_shape: (H, W, C) of the images that it will be asked about.
+        classes: number of classes K; a function that gives labels needs it.
+        batch_size: most images at a time.
+
+    Raises:
+        UserError: neither a model nor a function, a model that does not end in logits.
+    """
+    if isinstance(model, KerasTarget | FunctionTarget):
+        return model
+    if isinstance(model, keras.Model):
+        require_logits(model, image_shape)
+        return KerasTarget(model, batch_size)
+    if callable(model):
+        return FunctionTarget(model, classes, batch_size)
+    raise UserError(
+        f"nothing that can be attacked. Received: {type(model).__name__}. Expected a keras.Model "
+        "or a function from images to logits or labels."
+    )
+
+
+class KerasTarget:
+    """A Keras classifier, in inference mode and float32.
+
+    Attributes:
+        model, network: the classifier, and it as attacks see it.
+        classes: number of logits K.
+    """
+
+    gradients = True
+
+    def __init__(self, model, batch_size=256):
+        self.model = model
+        self.batch_size = batch_size
+        self.network = Network(model)
+        self.classes = self.network.classes
+        self.asked = 0
+        self._random = bool(self.network.seed_states)
+        self._compiled = backend.compiled(self._logits, model.variables)
+
+    def _logits(self, x, *noise):
+        return widen(self.network.frozen(False, *noise)(x))
+
+    def predict(self, x):
+        """Logits (M, K) of images (M, H, W, C), M >= 1, NumPy both."""
+        self.asked += len(x)
+        parts = []
+        for begin in range(0, len(x), self.batch_size):
+            part = np.asarray(x[begin : begin + self.batch_size], keras.config.floatx())
+            rows = len(part)
+            size = self.batch_size
+            # A few shapes, so that a few survivors do not cost what a full batch does.
+            while size // 2 >= max(rows, _SMALLEST):
+                size //= 2
+            # A random model answers with fresh noise each time, as it would anybody.
+            noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
+            logits = self._compiled(ops.convert_to_tensor(padded(part, size)), *noise)
+            parts.append(ops.convert_to_numpy(logits)[:rows])
+        return np.concatenate(parts)
+
+    def fingerprint(self):
+        """SHA-256 of the architecture and every weight."""
+        digest = hashlib.sha256(self.model.to_json().encode())
+        for variable in self.model.variables:
+            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable.value)).tobytes())
+        return digest.hexdigest()
+
+
+class FunctionTarget:
+    """A function from images to scores or labels: a served model, another framework's.
+
+    Attributes:
+        classes: number of classes K, known after the first answer.
+        gives: ``scores`` or ``labels``, known after the first answer.
+    """
+
+    gradients = False
+
+    def __init__(self, function, classes=None, batch_size=256):
+        self.function = function
+        self.classes = classes
+        self.batch_size = batch_size
+        self.gives = None
+        self.asked = 0
+
+    def predict(self, x):
+        """Scores (M, K) of images (M, H, W, C): logits, log-probabilities, or one-hot labels."""
+        self.asked += len(x)
+        parts = [
+            self._scores(x[begin : begin + self.batch_size])
+            for begin in range(0, len(x), self.batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def _scores(self, x):
+        answer = np.asarray(self.function(np.asarray(x, "float32")))
+        if answer.ndim == 1 and np.issubdtype(answer.dtype, np.integer) and len(answer) == len(x):
+            self.gives = "labels"
+            if self.classes is None:
+                raise UserError(
+                    "the function gives labels. Received: no number of classes. Expected classes=K."
+                )
+            if answer.min() < 0 or answer.max() >= self.classes:
+                raise UserError(
+                    f"the function gives labels that are no classes. Received: {answer.min()} to "
+                    f"{answer.max()}. Expected 0 to {self.classes - 1}."
+                )
+            return np.eye(self.classes, dtype="float32")[answer]
+        if answer.ndim != 2 or len(answer) != len(x) or answer.shape[1] < 2:
+            raise UserError(
+                f"the function must give (M, K) scores or (M,) integer labels, K >= 2. Received: "
+                f"shape {answer.shape}, dtype {answer.dtype} for {len(x)} images."
+            )
+        self.gives, self.classes = "scores", answer.shape[1]
+        answer = answer.astype("float64")
+        if (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-5):
+            # Margins of probabilities vanish where the model is confident; logarithms do not.
+            answer = np.log(np.maximum(answer, 1e-45))
+        return answer
+
+    def fingerprint(self):
+        """A function has none; its name stands for it."""
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return hashlib.sha256(json.dumps(name).encode()).hexdigest()
