@@ -28,6 +28,7 @@ _HOME = {
     "MART": "keras_emr.defenses.mart",
     "MAIL": "keras_emr.defenses.mail",
     "EffectiveMarginRegularizer": "keras_emr.regularizers.effective_margin",
+    "AutoAttack": "keras_emr.evaluation.autoattack",
     "evaluate_attack": "keras_emr.evaluation.robust_accuracy",
     "effective_margins": "keras_emr.evaluation.margins",
     "margin_summary": "keras_emr.evaluation.margins",

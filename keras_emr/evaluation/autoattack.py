@@ -208,7 +208,7 @@ class _Run:
 
     def attack(self, number, name, attack, progress):
         """Run one attack; yields after every batch."""
-        if number < self.position[0] or not self.robust.any():
+        if number < self.position[0]:
             return
         session = open_session(self.target, attack, self.batch_size)
         runs = attack.runs(self.target.classes)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -58,7 +59,7 @@ class Journal:
                 stored = {name: file[name] for name in file.files}
             stored["meta"] = json.loads(str(stored["meta"]))
             identity = stored["meta"]["identity"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"state: cannot be read ({type(error).__name__}). Received: {str(self.path)!r}. "
                 "Expected a state file of keras_emr; to start anew, remove it."

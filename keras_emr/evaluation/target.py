@@ -62,7 +62,7 @@ class KerasTarget:
         self.classes = self.network.classes
         self.asked = 0
         self._random = bool(self.network.seed_states)
-        self._compiled = backend.compiled(self._logits, model.variables)
+        self._compiled = {}
 
     def _logits(self, x, *noise):
         return widen(self.network.frozen(False, *noise)(x))
@@ -80,7 +80,9 @@ class KerasTarget:
                 size //= 2
             # A random model answers with fresh noise each time, as it would anybody.
             noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
-            logits = self._compiled(ops.convert_to_tensor(padded(part, size)), *noise)
+            if size not in self._compiled:
+                self._compiled[size] = backend.compiled(self._logits, self.model.variables)
+            logits = self._compiled[size](ops.convert_to_tensor(padded(part, size)), *noise)
             parts.append(ops.convert_to_numpy(logits)[:rows])
         return np.concatenate(parts)
 

@@ -97,10 +97,11 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         super().__init__(**kwargs)
         defense = get_defense(defense) if isinstance(defense, str) else defense
         for field, value in (("attack", attack), ("eval_attack", eval_attack)):
-            if value is not None and not isinstance(value, Attack):
+            usable = isinstance(value, Attack) and not value.evaluation_only
+            if value is not None and not usable:
                 raise UserError(
-                    f"{field} must be an attack such as keras_emr.PGD(epsilon=8/255). "
-                    f"Received: {value!r}."
+                    f"{field} must be an attack that runs inside a training step, such as "
+                    f"keras_emr.PGD(epsilon=8/255). Received: {value!r}."
                 )
         if isinstance(eval_attack, LearnedAttack):
             raise UserError(

@@ -8,6 +8,7 @@ import keras_emr
 PUBLIC = [
     "APGD",
     "AdversarialTraining",
+    "AutoAttack",
     "BIM",
     "EffectiveMarginLogger",
     "EffectiveMarginRegularizer",

@@ -253,7 +253,7 @@ def test_a_loss_in_compile_is_refused():
     [
         ({"defense": "trades"}, "needs an attack"),
         ({"defense": "tradez", "attack": None}, "did you mean 'trades'"),
-        ({"defense": "at", "attack": "pgd"}, "must be an attack such as"),
+        ({"defense": "at", "attack": "pgd"}, "must be an attack that runs inside"),
         ({"defense": "at", "attack": ke.PGD(0.1), "attack_mode": "eval"}, "unknown attack_mode"),
     ],
 )
