@@ -11,8 +11,8 @@ import click
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
 from keras_emr_cli.compare_report import REPORT, show, write
-from keras_emr_cli.evaluate import _load, _require_same_data, _resolve
 from keras_emr_cli.settings import Merged, Setting, merge, options
+from keras_emr_cli.targets import load_model, require_same_data, resolve
 from keras_emr_cli.train_settings import BACKENDS, PREPROCESSINGS, SEEDS
 
 S = Setting
@@ -117,7 +117,7 @@ def maximizers(targets, config, overwrite, as_json, quiet, **flags):
     if its_own_data:
         for job in jobs:
             if job["run"]:
-                _require_same_data(job["target"], data, settings)
+                require_same_data(job["target"], data, settings)
     settings = _with_examples(settings, data)
     _load_all(jobs, settings, data)
     _make(out)
@@ -133,7 +133,7 @@ def _resolve_all(targets, settings):
     ordered = sorted(targets, key=lambda target: not target.is_dir())  # stable: runs first
     found = {}
     for target in ordered:
-        path, resolved, run = _resolve(target, None, Merged(values, settings.origins))
+        path, resolved, run = resolve(target, None, Merged(values, settings.origins))
         if run and values["epsilon"] is None and run["norm"] != "linf":
             raise UserError(
                 f"--epsilon: the run was trained in another ball. Received: norm {run['norm']} in "
@@ -229,7 +229,7 @@ def _load_all(jobs, settings, data):
     from keras_emr_cli.progress import warn
 
     for job in jobs:
-        job["model"] = _load(job["path"])
+        job["model"] = load_model(job["path"])
         require_fit(job["model"], data.image_shape, data.classes)
         job["own"] = None
         if job["run"] and (job["target"] / FILE_NAME).exists():
@@ -277,7 +277,7 @@ def _compare(jobs, settings, data, quiet):
         )
         for job in jobs:
             found = compare(
-                job["model"], lambda job=job: _load(job["path"]), job["own"], job["name"]
+                job["model"], lambda job=job: load_model(job["path"]), job["own"], job["name"]
             )
             reporter.say(f"{job['name']}: loss surface")
             chosen = settings.surface_examples

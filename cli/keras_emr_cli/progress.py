@@ -52,6 +52,17 @@ class Reporter:
 
         return update
 
+    def by_title(self):
+        """A callable ``(title, done, total)`` that moves a bar per title."""
+        bars = {}
+
+        def update(title, done, total):
+            if title not in bars:
+                bars[title] = self.steps(title)
+            bars[title](done, total)
+
+        return update
+
 
 class EpochReport(keras.callbacks.Callback):
     """A bar over the run's steps and a line per epoch.

@@ -150,3 +150,26 @@ class FunctionTarget:
         """A function has none; its name stands for it."""
         name = getattr(self.function, "__qualname__", type(self.function).__name__)
         return hashlib.sha256(json.dumps(name).encode()).hexdigest()
+
+
+def auto_batch_size(model, image_shape, memory=2**30, largest=512):
+    """Images at a time whose attack takes about ``memory`` bytes: a power of two.
+
+    An attack step keeps the outputs of all layers, their gradients and about as much again in
+    between. A model that does not tell its layers' outputs gets 64.
+
+    Args:
+        model: Keras classifier.
+        image_shape: (H, W, C).
+    """
+    numbers = int(np.prod(image_shape))
+    for layer in model._flatten_layers(include_self=False):
+        try:
+            shape = layer.output.shape
+        except (AttributeError, ValueError):
+            continue
+        numbers += int(np.prod([side or 1 for side in shape[1:]]))
+    if numbers == int(np.prod(image_shape)):
+        return 64
+    size = max(1, memory // (3 * 4 * numbers))
+    return min(largest, 2 ** (size.bit_length() - 1))

@@ -19,7 +19,10 @@ _FILES = (
     "last.keras",
     "maximizer.keras",
     "checkpoints/state.keras",
+    "report/training.json",
     "report/report.json",
+    "report/report.html",
+    "report/gallery.npz",
 )
 _PACKAGES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "numpy", "scikit-learn")
 
@@ -40,7 +43,7 @@ class RunFolder:
         self.last = self.path / "last.keras"
         self.maximizer = self.path / "maximizer.keras"
         self.state = self.path / "checkpoints" / "state.keras"
-        self.report = self.path / "report" / "report.json"
+        self.report = self.path / "report" / "training.json"
         self.baseline = self.path / "baseline"
 
     def check(self, resume=False, overwrite=False):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_emr_cli.train_settings import TRAIN
-from tests.cli.harness import TINY, assert_error, call, shell, snapshot, write_data
+from tests.cli.harness import ONLY_PGD, TINY, assert_error, call, shell, snapshot, write_data
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
 
@@ -347,7 +347,7 @@ def two_outputs(path):
     return path
 
 
-GIVEN = ("--epsilon", "0.1", "--steps", "2", "--restarts", "1")
+GIVEN = ("--epsilon", "0.1", "--attacks", "pgd", "--steps", "2", "--restarts", "1")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,11 @@ def test_corrupt_models(capfd, tmp_path, data, run, how):
         (["RUN", "--checkpoint", "worst"], ["checkpoint", "'worst'", "best, last"]),
         (["RUN", "--attacks", "pgd,pdg"], ["attack", "'pdg'", "did you mean 'pgd'?"]),
         (["RUN", "--attacks", ","], ["--attacks", "','", "pgd"]),
-        (["RUN", "--epsilon=-1"], ["--epsilon", "'-1'", ">= 0"]),
+        (["RUN", "--epsilon=-1"], ["--epsilon", "'-1'", "> 0"]),
+        (["RUN", "--attacks", "fgsm", "--steps", "3"], ["--steps", "fgsm has none"]),
+        (["RUN", "--attacks", "transfer"], ["--surrogates", "Received: nothing"]),
+        (["RUN", "--attacks", "boundary", "--norm", "linf"], ["norm", "'linf'", "l2"]),
+        (["RUN", "--time-budget", "soon"], ["--time-budget", "'soon'"]),
         (["RUN", "--norm", "l0"], ["--norm", "'l0'", "linf, l2"]),
         (["RUN", "--n-examples", "0"], ["--n-examples", "'0'", ">= 1"]),
         (["RUN", "--backend", "mxnet"], ["--backend", "'mxnet'", "tensorflow, jax, torch"]),
@@ -440,7 +444,7 @@ def test_a_run_whose_data_has_changed(capfd, tmp_path):
     path = write_data(tmp_path / "toy.npz")
     assert call(capfd, "train", *TINY, "--data", path, "--out", "run").code == 0
     write_data(path, n_test=10)
-    evaluate = ["evaluate", "run", "--steps", 1, "--restarts", 1]
+    evaluate = ["evaluate", "run", *ONLY_PGD]
     said = ["data", "SHA-256", str(path), "give --data"]
     refused(capfd, tmp_path, evaluate, *said)
     result = call(capfd, *evaluate, "--data", path)

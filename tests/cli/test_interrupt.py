@@ -85,7 +85,7 @@ def test_a_signal_stops_a_run_that_can_go_on(tmp_path, jax_cache, number, code, 
     assert resumed.code == 0, resumed.err
     assert f"epoch {done + 1}/{done + 1}" in resumed.err
     assert [row["epoch"] for row in history(run)] == list(range(1, done + 2))
-    assert (run / "report" / "report.json").exists()
+    assert (run / "report" / "training.json").exists()
 
 
 def test_divergence_keeps_the_last_good_epoch(capfd, tmp_path, run):

@@ -34,9 +34,10 @@ def maximizer(path):
 
 
 def evaluate(capfd, *arguments):
-    result = call(capfd, "evaluate", *arguments, "--json", "--quiet", "--restarts", 1)
+    quick = ("--json", "--quiet", "--restarts", 1, "--extra-examples", 0, "--out", "r")
+    result = call(capfd, "evaluate", *arguments, *quick)
     assert result.code == 0, result.err
-    return json.loads(result.out)["results"], result.err
+    return json.loads(result.out), result.err
 
 
 def test_a_run_keeps_its_maximizer(learned):
@@ -61,20 +62,20 @@ def test_warm_up_and_training_move_it(learned):
 
 
 def test_more_steps_and_other_attacks(learned, capfd):
-    cards, _ = evaluate(
+    told, _ = evaluate(
         capfd, learned.path, "--attacks", "learned,apgd,line-search", "--times", "1,4", "--steps", 3
     )
-    attacks = [card["attack"] for card in cards]
-    assert [a["name"] for a in attacks] == ["learned", "learned", "apgd", "line-search"]
-    assert [a["steps"] for a in attacks] == [3, 12, 3, 3]
-    assert attacks[0]["maximizer"]["parameters"] == 84
-    assert all(card["max_perturbation"] <= 0.1 + 1e-6 for card in cards)
+    names = ["lstm-3x1", "lstm-12x1", "apgd-3x1", "line-search-3x1"]
+    assert [a["name"] for a in told["attacks"]] == names
+    assert [a["options"]["steps"] for a in told["attacks"]] == [3, 12, 3, 3]
+    assert told["attacks"][0]["options"]["maximizer"]["parameters"] == 84
+    assert max(entry["perturbation"] for entry in told["gallery"]) <= 0.1 + 1e-6
 
 
 def test_transfer_to_another_model_and_epsilon(learned, run, capfd):
-    cards, err = evaluate(capfd, run.path, "--attacks", "learned", "--maximizer", learned.path)
+    told, err = evaluate(capfd, run.path, "--attacks", "learned", "--maximizer", learned.path)
     assert err == "Warning: the maximizer was trained for epsilon 0.1, not 0.0313725\n"
-    assert cards[0]["max_perturbation"] == pytest.approx(8 / 255, abs=1e-6)
+    assert told["attacks"][0]["options"]["epsilon"] == 8 / 255
 
 
 def test_other_channels_are_warned_of(learned, tmp_path, capfd):

@@ -11,7 +11,16 @@ import yaml
 import keras_emr
 from keras_emr.data import load
 from keras_emr.data.registry import located
-from tests.cli.harness import TINY, assert_error, call, history, python, weights, write_data
+from tests.cli.harness import (
+    ONLY_PGD,
+    TINY,
+    assert_error,
+    call,
+    history,
+    python,
+    weights,
+    write_data,
+)
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
 
@@ -40,7 +49,7 @@ print(json.dumps([keras.ops.convert_to_numpy(z).tolist() for z in logits]))
 
 
 def report(run):
-    return json.loads((run.path / "report" / "report.json").read_text())
+    return json.loads((run.path / "report" / "training.json").read_text())
 
 
 def environment(run):
@@ -50,7 +59,7 @@ def environment(run):
 def test_the_files_of_a_run(run):
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     own = ["history.jsonl", "best.keras", "last.keras", "checkpoints/state.keras"]
-    whole = ["config.yaml", "environment.json", "report/report.json"]
+    whole = ["config.yaml", "environment.json", "report/training.json"]
     assert files == {*own, *whole, *(f"baseline/{name}" for name in own)}
 
 
@@ -109,7 +118,7 @@ def test_epsilon_is_written_as_it_was_given(capfd, run):
     assert "epsilon: 8/255\n" in (run.path / "config.yaml").read_text()
     assert report(run)["settings"]["epsilon"] == "8/255"
     assert report(run)["results"][0]["attack"]["epsilon"] == 8 / 255
-    result = call(capfd, "evaluate", run.path, "--steps", 1, "--restarts", 1)
+    result = call(capfd, "evaluate", run.path, *ONLY_PGD, "--out", "r")
     assert "20 test images" in result.out and "linf, epsilon 8/255; seed 0" in result.out
     result = call(capfd, "train", "--resume", "--out", run.path)
     assert "20 test images; linf, epsilon 8/255; seed 7; tensorflow" in result.out
@@ -128,8 +137,7 @@ def test_a_run_finds_its_data_from_another_folder(capfd, tmp_path, monkeypatch):
     assert stored(run)["data"] == str(tmp_path / "my toy.npz")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    evaluate = ("evaluate", run, "--steps", 1, "--restarts", 1)
-    assert call(capfd, *evaluate).code == 0
+    assert call(capfd, "evaluate", run, *ONLY_PGD, "--out", "r").code == 0
     repeat = ("train", "--config", run / "config.yaml", "--out", "again")
     assert call(capfd, *repeat).code == 0
     assert history("again") == history(run)
@@ -156,11 +164,11 @@ def test_a_run_is_evaluated_with_its_own_validation_share(capfd, tmp_path, data)
     arguments = ("--validation", "0.5", "--batch-size", 2, "--out", "run")
     result = call(capfd, "train", *TINY, "--data", "four.npz", *arguments)
     assert result.code == 0, result.err
-    result = call(capfd, "evaluate", "run", "--steps", 1, "--restarts", 1, "--json")
+    result = call(capfd, "evaluate", "run", *ONLY_PGD, "--json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)["results"][0]["n"] == 20
+    assert json.loads(result.out)["accuracy"]["n"] == 20
     # Other data are split as usual.
-    again = call(capfd, "evaluate", "run", "--data", "four.npz", "--steps", 1)
+    again = call(capfd, "evaluate", "run", "--data", "four.npz", *ONLY_PGD)
     assert_error(again, 3, "x_train", "4 images", "validation=0.1")
 
 
@@ -212,34 +220,46 @@ def test_report(run):
 
 
 def test_evaluate_finds_what_the_report_says(capfd, run):
-    attack = ("--steps", 2, "--restarts", 1, "--seed", 7, "--json")
+    attack = (*ONLY_PGD, "--steps", 2, "--seed", 7, "--json", "--out", "r")
     rows = [r for r in report(run)["results"] if r["model"] == "trades + EMR"]
     for row in rows:
         result = call(capfd, "evaluate", run.path, *attack, "--checkpoint", row["checkpoint"])
         assert (result.code, result.err) == (0, "")
-        (card,) = json.loads(result.out)["results"]
-        for key in ("accuracy", "robust_accuracy", "n", "max_perturbation", "attack", "margins"):
-            assert card[key] == row[key]
+        told = json.loads(result.out)
+        assert told["accuracy"]["clean"] == row["accuracy"]
+        assert told["accuracy"]["robust"] == row["robust_accuracy"]
+        assert told["accuracy"]["n"] == row["n"]
+        (entry,) = told["attacks"]
+        shared = ("epsilon", "norm", "steps", "step_size", "start", "restarts", "objective")
+        for key in shared:
+            assert entry["options"][key] == row["attack"][key]
+        margins = told["margins"]["clean"]
+        for key in ("effective_margin_l2", "effective_margin_linf", "share_above_epsilon"):
+            assert margins[key] == pytest.approx(row["margins"][key], rel=1e-6)
 
 
 def test_evaluate_several_attacks_on_the_first_images(capfd, run, data):
     path = run.path / "last.keras"
-    arguments = ["--data", data, "--epsilon", "8/255", "--attacks", "pgd, fgsm,bim", "--steps", 2]
-    result = call(capfd, "evaluate", path, *arguments, "--n-examples", 5, "--json")
+    arguments = ["--data", data, "--epsilon", "8/255", "--attacks", "pgd, fgsm,cw"]
+    arguments += ["--n-examples", 5, "--extra-examples", 0, "--json", "--out", "r"]
+    result = call(capfd, "evaluate", path, *arguments)
     assert (result.code, result.err) == (0, "")
-    cards = json.loads(result.out)["results"]
-    assert [card["attack"]["name"] for card in cards] == ["pgd", "fgsm", "bim"]
-    assert [card["n"] for card in cards] == [5, 5, 5]
+    told = json.loads(result.out)
+    assert [e["name"] for e in told["attacks"]] == ["pgd-50x5", "fgsm", "cw-50x5"]
+    assert [e["mode"] for e in told["attacks"]] == ["individual"] * 3
+    assert told["attacks"][2]["options"]["objective"] == "margin"
+    assert told["accuracy"]["n"] == 5 and told["robustbench"]["autoattack_acc"] is None
 
 
 def test_evaluate_a_network_for_images_of_any_size(capfd, tmp_path, data):
     layers = keras.layers
     stack = [keras.Input((None, None, 1)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D()]
     keras.Sequential([*stack, layers.Dense(2)]).save("any.keras")
-    arguments = ["--data", data, "--epsilon", "0.1", "--steps", 1, "--restarts", 1, "--json"]
+    arguments = ["--data", data, "--epsilon", "0.1", *ONLY_PGD, "--json"]
     result = call(capfd, "evaluate", "any.keras", *arguments)
     assert result.code == 0, result.err
-    assert json.loads(result.out)["results"][0]["n"] == 20
+    assert json.loads(result.out)["accuracy"]["n"] == 20
+    assert (tmp_path / "any-report" / "report.html").exists()
 
 
 def test_a_finished_run_can_be_asked_again(capfd, run):

@@ -1,0 +1,84 @@
+"""The model and the data that a command is about: a run folder or a .keras file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from keras_emr.errors import UserError, unknown
+from keras_emr_cli.settings import Merged, merge
+from keras_emr_cli.train_settings import TRAIN
+
+
+def resolve(target, checkpoint, settings):
+    """The model file, the settings with the run's own where they were left open, and those."""
+    if checkpoint not in (None, "best", "last"):
+        raise unknown("checkpoint", checkpoint, ("best", "last"))
+    run = {}
+    path = target
+    if target.is_dir():
+        if not (target / "config.yaml").exists():
+            raise UserError(f"not a run folder: no config.yaml. Received: {str(target)!r}.")
+        run = merge(TRAIN, {}, str(target / "config.yaml"), environment={}).values
+        path = target / f"{checkpoint or 'best'}.keras"
+    elif checkpoint is not None:
+        raise UserError(f"--checkpoint needs a run folder. Received: {str(target)!r}.")
+    if not path.exists():
+        raise UserError(f"model not found. Received: {str(path)!r}. Expected a run or .keras file.")
+    values = dict(settings.values)
+    for name in ("data", "split_seed", "epsilon", "norm"):
+        if values[name] is None:
+            values[name] = run.get(name)
+    for name in ("data", "epsilon"):
+        if values[name] is None:
+            raise UserError(
+                f"--{name}: a .keras file does not say it. Received: nothing. Give --{name}."
+            )
+    values["norm"] = values["norm"] or "linf"
+    values["split_seed"] = values["split_seed"] or 0
+    return path, Merged(values, settings.origins), run
+
+
+def require_same_data(target, data, settings):
+    """The data that the run names must still be what the run was trained on."""
+    from keras_emr.training.run_folder import RunFolder
+
+    folder = RunFolder(target)
+    try:
+        trained_on = folder.read_environment()["data_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"run: cannot tell which data it was trained on. Received: {str(folder.environment)!r}."
+            " Expected the run's environment.json; or give --data."
+        ) from None
+    if trained_on != data.fingerprint:
+        raise UserError(
+            f"data: not what the run was trained on. Received: {settings.data!r} with SHA-256 "
+            f"{data.fingerprint[:12]}, the run has {str(trained_on)[:12]}. To evaluate on other "
+            "data give --data explicitly."
+        )
+
+
+def load_model(path):
+    """The classifier in a .keras file; that inside, if it is a saved RobustClassifier."""
+    import keras
+
+    from keras_emr.training.classifier import RobustClassifier
+
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # a damaged archive can fail in any way
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"cannot load the model: {reason[0] if reason else type(error).__name__} "
+            f"Received: {str(path)!r}. Expected a .keras file."
+        ) from None
+    return model.model if isinstance(model, RobustClassifier) else model
+
+
+def model_file(text):
+    """Path of the model that ``text`` names: a run's best, or the file itself."""
+    path = Path(text)
+    path = path / "best.keras" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"model not found. Received: {str(path)!r}. Expected a run or .keras file.")
+    return path
