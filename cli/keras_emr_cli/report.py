@@ -102,8 +102,8 @@ def _show(rows, warnings, out, as_json):
     for warning in warnings:
         click.echo(f"Not comparable number by number. {_printable(warning)}")
     click.echo(
-        "Accuracy under attacks is an upper bound of robust accuracy. margin: mean effective margin "
-        "of clean images, in the ball's norm."
+        "Accuracy under attacks is an upper bound of robust accuracy. margin: the mean effective "
+        "margin of clean images, in the ball's norm."
     )
     click.echo(f"page: {out}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS
+from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS, TRAINING_ATTACKS
 from keras_emr.defenses import DEFENSES
 from keras_emr.models import MODELS
 from keras_emr_cli.settings import Setting
@@ -103,7 +103,7 @@ TRAIN = [
             "choice",
             "pgd",
             "Inner maximiser; from lstm on, one that is trained with the classifier.",
-            [*(name for name in ATTACKS.names if name != "learned"), *TRAINED_ATTACKS],
+            [*TRAINING_ATTACKS, *TRAINED_ATTACKS],
         ),
         S("epsilon", "ratio", "0.15", "Radius of the ball in [0, 1] units, e.g. 8/255.", low=0),
         S("norm", "choice", "linf", "Norm of the ball.", NORMS),

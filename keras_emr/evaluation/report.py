@@ -109,7 +109,7 @@ def write_report(folder, report, images=()):
     validate(report)
     images = _checked(images)
     files = {
-        PAGE: page([report], [images]).encode(),
+        PAGE: page([report], [images]).encode(errors="replace"),
         IMAGES: _packed(images),
         JSON: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
     }
@@ -144,12 +144,14 @@ def write_files(folder, files):
                 (folder / name).unlink(missing_ok=True)
             else:
                 os.replace(aside[name], folder / name)
-    except OSError as error:
+    except BaseException as error:
         for name in begun:
             if before[name].exists():
                 os.replace(before[name], folder / name)
             elif name != begun[-1]:
                 (folder / name).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"report: cannot write it: {error.strerror or error}. Received: {str(folder)!r}. "
             "Expected a folder that can be written to, with room."

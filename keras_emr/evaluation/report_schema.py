@@ -6,6 +6,7 @@ import json
 import math
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 
 from keras_emr.errors import UserError, unknown
 
@@ -69,8 +70,8 @@ def _require_version(name):
     if name != SCHEMA:
         shown = "no schema" if name is None else f"schema {name!r}"
         raise UserError(
-            f"report: not a report of keras-emr evaluate. Received: {shown:.80}. Expected "
-            f"schema {SCHEMA!r}."
+            f"report: not a report. Received: {shown:.80}. Expected schema {SCHEMA!r}, which "
+            "keras-emr evaluate writes."
         )
 
 
@@ -189,7 +190,7 @@ def _robustbench(report, near):
 
 
 def _rising(values):
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b for a, b in pairwise(values))
 
 
 def _place(path):

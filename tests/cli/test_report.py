@@ -24,9 +24,9 @@ def write(folder, *arguments, **options):
 def folders(tmp_path_factory):
     """Two runs with reports, ``a`` and ``b``, and a report of another ball, ``c``."""
     folder = tmp_path_factory.mktemp("reports")
-    write(folder / "a" / "report", "a")
-    write(folder / "b" / "report", "b", clean=0.8, robust=0.6, seed=2)
-    write(folder / "c", "c", n=1000, epsilon=0.1, epsilon_text="0.1", suite="individual",
+    write(folder / "a" / "report", "a", classes=2)
+    write(folder / "b" / "report", "b", classes=2, clean=0.8, robust=0.6, seed=2)
+    write(folder / "c", "c", classes=2, n=1000, epsilon=0.1, epsilon_text="0.1", suite="individual",
           margins=False, complete=False)  # fmt: skip
     return folder
 
@@ -36,7 +36,10 @@ def test_the_table_and_the_page(capfd, folders, tmp_path):
     result = call(capfd, "report", folders / "a", folders / "b" / "report" / "report.json")
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
-    assert "a 90.0 % 45.0 % 38.3 - 51.9 45.00 % 200 linf 8/255 warn 0.0327 62.0 %".split() in rows
+    margins = json.loads((folders / "a" / "report" / "report.json").read_text())["margins"]["clean"]
+    end = f"{margins['effective_margin_linf']:.4f} {100 * margins['share_above_epsilon']:.1f} %"
+    start = "a 90.0 % 45.0 % 38.3 - 51.9 45.00 % 200 linf 8/255 warn"
+    assert f"{start} {end}".split() in rows
     assert any(row[:5] == ["b", "80.0", "%", "60.0", "%"] for row in rows)
     assert "Not comparable" not in result.out and "upper bound" in result.out
     assert result.out.rstrip().endswith(f"page: {PAGE}")
