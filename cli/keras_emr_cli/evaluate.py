@@ -122,6 +122,7 @@ def _evaluate(path, settings, data, out, fresh, quiet):
 def _circumstances(path, settings, data, target, outcome, n):
     """What only this command knows: model, data, threat model, settings, environment."""
     epsilon = float(settings.epsilon)
+    name = Path(settings.data).name or str(settings.data)
     standard = outcome.suites.get("standard")
     percent = {
         "clean_acc": round(100 * float(outcome.correct.mean()), 4),
@@ -135,7 +136,7 @@ def _circumstances(path, settings, data, target, outcome, n):
             "parameters": target.model.count_params(),
         },
         "data": {
-            "name": str(settings.data),
+            "name": name,
             "sha256": data.fingerprint,
             "n": len(data.x_test),
             "classes": target.classes,
@@ -150,7 +151,7 @@ def _circumstances(path, settings, data, target, outcome, n):
         },
         "settings": {**settings.plain(), "batch_size": settings.batch_size, "bn_mode": "inference"},
         "robustbench": {
-            "dataset": str(settings.data),
+            "dataset": name,
             "threat_model": {"linf": "Linf", "l2": "L2"}[settings.norm],
             "eps": epsilon,
             **percent,

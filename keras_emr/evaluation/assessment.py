@@ -114,7 +114,7 @@ class Assessment:
             "schema": "keras-emr-report/1",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "complete": outcome.complete,
-            "notes": outcome.notes,
+            "notes": self._notes(outcome, extras),
             "accuracy": {
                 "clean": float(outcome.correct.mean()),
                 "robust": float(outcome.robust.mean()),
@@ -140,6 +140,12 @@ class Assessment:
             {"index": i, "clean": self.x[i], "adversarial": outcome.x_adv[i]}
             for i in (entry["index"] for entry in report["gallery"])
         ]
+
+    def _notes(self, outcome, extras):
+        n = len(self.y[self.few])
+        if extras and n < len(self.y):
+            return [*outcome.notes, f"curves and checks use the first {n} of these images"]
+        return outcome.notes
 
     def _margins(self, outcome):
         pairs = []
@@ -175,7 +181,7 @@ class Assessment:
             accuracy = accuracy or [result.accuracy]
             accuracy.append(result.robust_accuracy)
         self.progress("accuracy over epsilon", 1, 1)
-        return {"attack": f"PGD-{steps}", "x": radii, "robust_accuracy": accuracy}
+        return self._curve(f"PGD-{steps}", radii, accuracy)
 
     def _over_steps(self):
         attack = PGD(self.epsilon, self.norm, steps=STEPS[-1], step_size=self.epsilon / 10)
@@ -187,11 +193,8 @@ class Assessment:
             seed=self.seed,
             progress=lambda done, total: self.progress(title, done, total),
         )
-        return {
-            "attack": "PGD, step size epsilon / 10, last iterate",
-            "x": list(STEPS),
-            "robust_accuracy": [float(found.robust_accuracy[s]) for s in STEPS],
-        }
+        accuracy = [float(found.robust_accuracy[s]) for s in STEPS]
+        return self._curve("PGD, step size epsilon / 10, last iterate", list(STEPS), accuracy)
 
     def _over_restarts(self):
         steps = self.budget.steps
@@ -201,11 +204,11 @@ class Assessment:
             result = self._pgd_accuracy(PGD(self.epsilon, self.norm, steps, restarts=restarts))
             accuracy.append(result.robust_accuracy)
         self.progress("accuracy over restarts", 1, 1)
-        return {
-            "attack": f"PGD-{steps}",
-            "x": list(range(1, RESTARTS + 1)),
-            "robust_accuracy": accuracy,
-        }
+        return self._curve(f"PGD-{steps}", list(range(1, RESTARTS + 1)), accuracy)
+
+    def _curve(self, attack, x, accuracy):
+        n = len(self.y[self.few])
+        return {"attack": attack, "n": n, "x": x, "robust_accuracy": accuracy}
 
     def _checks(self, outcome):
         checks = run_checks(
@@ -305,7 +308,10 @@ def _mean(values):
 
 
 def _summary(margins, epsilon, norm, bins=30):
-    """Histograms and means of :class:`Margins`, with infinite margins left out of both."""
+    """Histograms and means of :class:`Margins`, with infinite margins left out of both.
+
+    The histograms span the 1st to the 99th percentile; what lies beyond is in the outer bins.
+    """
     summary = {
         "effective_margin_l2": _mean(margins.l2),
         "effective_margin_linf": _mean(margins.linf),
@@ -314,6 +320,9 @@ def _summary(margins, epsilon, norm, bins=30):
     }
     for name in ("l2", "linf", "weight_norm"):
         values = getattr(margins, name)
-        counts, edges = np.histogram(values[np.isfinite(values)], bins=bins)
+        values = values[np.isfinite(values)].astype("float64")
+        if len(values):  # one far outlier would squeeze all others into a bin
+            values = np.clip(values, *np.percentile(values, (1, 99)))
+        counts, edges = np.histogram(values, bins=bins)
         summary[name] = {"counts": counts.tolist(), "edges": edges.tolist()}
     return summary

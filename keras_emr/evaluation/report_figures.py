@@ -107,7 +107,8 @@ def curve_figure(models, name):
             continue
         shown += curve["x"]
         shares = [100 * value for value in curve["robust_accuracy"]]
-        label = _plain(f"{title} ({curve['attack']})" if len(models) > 1 else curve["attack"], 46)
+        label = f"{curve['attack']}, {curve['n']} images"
+        label = _plain(f"{title} ({label})" if len(models) > 1 else label, 60)
         axis.plot(curve["x"], shares, label=label, markersize=4.5, linewidth=1.5, **_style(i))
         if name == "epsilon":
             _mark_epsilon(axis, report, marked, norms)

@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_last_state_whole(model, tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(journal_module.os, "replace", full)
-    with pytest.raises(ke.UserError, match="state: cannot be written .No space left"):
+    with pytest.raises(ke.UserError, match=r"state: cannot be written .No space left"):
         suite.run(model, X, Y, batch_size=16, state=state)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == [state]

@@ -169,10 +169,10 @@ def _curves(clean, robust, epsilon):
     steps = [1, 2, 5, 10, 20, 50, 100]
     over_steps = [robust + (clean - robust) * 0.6 / s for s in steps]
     return {
-        "epsilon": {"attack": "apgd", "x": (times * epsilon).tolist(),
+        "epsilon": {"attack": "apgd", "n": 50, "x": (times * epsilon).tolist(),
                     "robust_accuracy": shares.tolist()},
-        "steps": {"attack": "pgd", "x": steps, "robust_accuracy": over_steps},
-        "restarts": {"attack": "pgd", "x": [1, 2, 5, 10],
+        "steps": {"attack": "pgd", "n": 50, "x": steps, "robust_accuracy": over_steps},
+        "restarts": {"attack": "pgd", "n": 50, "x": [1, 2, 5, 10],
                      "robust_accuracy": [robust + 0.02 / r for r in (1, 2, 5, 10)]},
     }  # fmt: skip
 

@@ -442,11 +442,11 @@ def test_models_share_the_axes_of_a_figure():
 
     axis = figures.curve_figure(pairs, "epsilon").axes[0]
     lines = {line.get_label(): line for line in axis.lines}
-    assert list(lines) == ["a (apgd)", "epsilon = 8/255", "b (apgd)"]
+    assert list(lines) == ["a (apgd, 50 images)", "epsilon = 8/255", "b (apgd, 50 images)"]
     curve = pairs[1][1]["curves"]["epsilon"]
-    np.testing.assert_allclose(lines["b (apgd)"].get_xdata(), curve["x"])
+    np.testing.assert_allclose(lines["b (apgd, 50 images)"].get_xdata(), curve["x"])
     expected = 100 * np.array(curve["robust_accuracy"])
-    np.testing.assert_allclose(lines["b (apgd)"].get_ydata(), expected)
+    np.testing.assert_allclose(lines["b (apgd, 50 images)"].get_ydata(), expected)
     assert axis.get_ylim() == (-3, 103)
 
     assert figures.curve_figure(pairs, "steps").axes[0].get_xscale() == "log"
@@ -511,7 +511,7 @@ def test_the_smallest_report_has_a_page():
     nothing = {"edges": [0.0, 1.0], "counts": [0]}
     for at in ("clean", "adversarial"):
         report["margins"][at] |= {"l2": nothing, "linf": nothing, "effective_margin_l2": None}
-    report["curves"]["restarts"] = {"attack": "pgd", "x": [0], "robust_accuracy": [1.0]}
+    report["curves"]["restarts"] = {"attack": "pgd", "n": 1, "x": [0], "robust_accuracy": [1.0]}
     report["data"]["n"] = 10
     validate(report)
     text = Tags(page([report])).text
