@@ -137,7 +137,6 @@ class CarliniWagner(MinimumNormAttack):
     def step(self, objective, x, state):
         s = state
         loss, (image, wrong), gradient = self._look(objective, x, s)
-        wrong = wrong & s.active
         best, distance = nearer(image, wrong, x, s.best, s.distance, "l2")
 
         check = ops.equal(ops.mod(s.iteration, max(self.iterations // 10, 1)), 0)
@@ -164,8 +163,9 @@ class CarliniWagner(MinimumNormAttack):
 
     def _next(self, s):
         """The state, without ``rates``, at the beginning of the next search."""
-        upper = ops.where(s.reached & (s.c < s.upper), s.c, s.upper)
-        lower = ops.where(~s.reached & (s.c > s.lower), s.c, s.lower)
+        # c lies between its bounds.
+        upper = ops.where(s.reached, s.c, s.upper)
+        lower = ops.where(s.reached, s.lower, s.c)
         bounded = upper < _NO_UPPER
         grown = ops.where(s.reached, s.c, 10 * s.c)
         c = ops.where(bounded, (lower + upper) / 2, grown)

@@ -68,10 +68,9 @@ class DeepFool(MinimumNormAttack):
         wrong = ~losses.correct(objective.y, objective.logits(image))
         done = self.finished(s)
         best, distance = nearer(image, wrong & ~done, x, s.best, s.distance, self.norm)
-        still = per_example(done, image)
         return State(
-            image=ops.where(still, s.image, image),
-            total=ops.where(still, s.total, total),
+            image=ops.where(per_example(done, image), s.image, image),
+            total=total,
             best=best,
             distance=distance,
             rivals=s.rivals,

@@ -159,20 +159,32 @@ def test_no_point_of_the_hyperplane_in_the_box_is_nearer(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_displacement_of_large_images_in_float32(norm):
-    """Weights over four orders of magnitude, nearly all of the room needed; and nothing at all."""
+    """Weights over many orders of magnitude; nearly all the room, too little, and none."""
     rng = np.random.default_rng(0)
     t = rng.uniform(size=(8, 3072))
     w = (rng.normal(size=t.shape) * 10.0 ** rng.uniform(-4, 0, t.shape)).astype("float32")
+    w[6] *= 10.0 ** rng.uniform(-6, 0, 3072)
     w[7] = 0.0
     most = (np.abs(w) * np.where(w < 0, 1 - t, t)).sum(-1)
-    gap = most * [0.0, 0.01, 0.3, 0.6, 0.9, 0.99, 0.999, 0.0]
+    gap = most * [0.0, 0.01, 0.3, 0.6, 0.9, 0.99, 1.0001, 0.0]
     gap[7] = 1.0
     got = project(t, w, gap, norm, "float32")
     gained = -(w * got).sum(-1)
-    np.testing.assert_allclose(gained[:7], gap[:7], atol=3e-6 * most.max())
+    np.testing.assert_allclose(gained[:6], gap[:6], atol=3e-6 * most.max())
+    stays = (norm == "l2") & (np.abs(w[6]) < 1e-8)
+    corner = np.where(stays, t[6], w[6] < 0)
+    np.testing.assert_allclose(t[6] + got[6], corner, atol=1e-6)
     assert not got[7].any()
     want = length(shortest(t[3], w[3].astype(float), gap[3], norm), norm)
     assert length(got[3], norm) == pytest.approx(want, rel=1e-4)
+
+
+def test_a_hyperplane_just_outside_the_box_leads_to_the_corner():
+    """Walls and weights for which Newton's iteration passes one wall at a time."""
+    j = np.arange(40.0)
+    t, w = 4.0 ** (j - 39), 8.0**-j
+    got = project(t[None], w[None], np.array([(t * w).sum() * (1 + 1e-12)]), "linf")
+    np.testing.assert_allclose(got[0], -t, rtol=1e-12)
 
 
 # ---------------------------------------------------------------- linear models

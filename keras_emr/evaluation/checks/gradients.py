@@ -134,9 +134,9 @@ def gradient_size(bench):
         return Finding("fail", value, text, details)
     if entropy > 0.01:
         text = (
-            f"The cross-entropy has no usable gradient at {percent(entropy)} of the images, the DLR "
-            "loss has: the logits are so large that the softmax rounds to 1. Attack the DLR or "
-            "margin loss, and see M6."
+            f"The cross-entropy has no usable gradient at {percent(entropy)} of the images, only "
+            "the DLR loss has: the logits are so large that the softmax rounds to 1. Attack the "
+            "DLR or margin loss, and see M6."
         )
         return Finding("warn", value, text, details)
     return Finding("pass", value, f"No gradient at {percent(value)} of the images.", details)
