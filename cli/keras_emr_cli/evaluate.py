@@ -7,8 +7,6 @@ import json
 import platform
 import shutil
 import signal
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -51,8 +49,18 @@ def command(target, config, checkpoint, fresh, as_json, quiet, **flags):
     data = load(settings.data, split_seed=settings.split_seed, **share)
     if its_own_data:
         require_same_data(Path(target), data, settings)
-    with _sigterm_stops():
-        report = _evaluate(path, settings, data, out, fresh, quiet)
+    from keras_emr.training.callbacks import Interrupted, StopOnSignal
+    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
+    from keras_emr_cli.session import signals_to
+
+    stop = StopOnSignal()
+    try:
+        with signals_to(stop):
+            report = _evaluate(path, settings, data, out, fresh, quiet, stop)
+    except Interrupted as error:
+        number = signal.Signals(error.signal_number)
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE
+        return fail(f"interrupted ({number.name}); call it again to go on where it stopped", code)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -77,11 +85,12 @@ def _folder(target, settings):
     return out
 
 
-def _evaluate(path, settings, data, out, fresh, quiet):
+def _evaluate(path, settings, data, out, fresh, quiet, stop):
     from keras_emr.evaluation.assessment import Assessment
     from keras_emr.evaluation.inputs import checked_examples, require_fit
     from keras_emr.evaluation.report import write_report
     from keras_emr.evaluation.target import KerasTarget, auto_batch_size
+    from keras_emr.training.callbacks import Interrupted
     from keras_emr_cli.evaluate_attacks import jobs
     from keras_emr_cli.progress import Reporter
 
@@ -96,7 +105,18 @@ def _evaluate(path, settings, data, out, fresh, quiet):
     states = out / "state"
     if fresh:
         shutil.rmtree(states, ignore_errors=True)
+
+    def tick():
+        if stop.requested is not None:
+            raise Interrupted(stop.requested)
+
     with Reporter(quiet) as reporter:
+        bars = reporter.by_title()
+
+        def progress(*moved):
+            bars(*moved)
+            tick()
+
         assessment = Assessment(
             target,
             x,
@@ -106,7 +126,8 @@ def _evaluate(path, settings, data, out, fresh, quiet):
             seed=settings.seed,
             batch_size=size,
             extra_examples=settings.extra_examples,
-            progress=reporter.by_title(),
+            progress=progress,
+            tick=tick,
         )
         outcome = assessment.attack(todo, states, settings.time_budget)
         report = {
@@ -174,18 +195,3 @@ def _environment():
         "platform": platform.platform(),
         "processor": platform.processor() or hardware["machine"] or None,
     }
-
-
-@contextmanager
-def _sigterm_stops():
-    """A kill leaves the state as it is, like Ctrl-C, but with the code for "can go on"."""
-
-    def stop(number, frame):
-        print("stopped; call it again to go on", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_RESUMABLE)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

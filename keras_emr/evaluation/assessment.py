@@ -34,6 +34,7 @@ class Assessment:
         batch_size: images at a time.
         extra_examples: curves and checks use the first so many examples; 0: neither is made.
         progress: called with a title, the work done so far and its total.
+        tick: called after every step of the attacks. What either raises ends the evaluation.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Assessment:
         extra_examples=200,
         budget=None,
         progress=None,
+        tick=None,
     ):
+        self.tick = tick
         self.target, self.x, self.y = target, x, y
         self.epsilon, self.norm, self.seed, self.batch_size = epsilon, norm, seed, batch_size
         self.few = slice(0, min(extra_examples, len(x)))
@@ -92,6 +95,7 @@ class Assessment:
                     state=state,
                     time_budget=left,
                     progress=self.progress,
+                    tick=self.tick,
                 )
             except OutOfTime as stopped:
                 outcome.add(stopped.result, suite is job)

@@ -98,11 +98,16 @@ class AttackRun:
             state = self._step(x, y, state, *self._noise())
             yield state
 
-    def attack_batch(self, x, y, index, restart, seed):
-        """Adversarial images and the objective (N,) at them, as NumPy arrays."""
+    def attack_batch(self, x, y, index, restart, seed, tick=None):
+        """Adversarial images and the objective (N,) at them, as NumPy arrays.
+
+        ``tick`` is called after every step and may raise.
+        """
         rows = len(x)
         x, y, drawn = self.prepare(x, y, index, restart, seed)
         for i, state in enumerate(self.states(x, y, drawn)):
+            if tick:
+                tick()
             if i % _LOOK == 0 and self._all_finished(state):
                 break
         found = self.attack.result(state)

@@ -153,6 +153,7 @@ class AutoAttack:
         state=None,
         time_budget=None,
         progress=None,
+        tick=None,
     ):
         """Attack ``model`` on N examples.
 
@@ -168,6 +169,8 @@ class AutoAttack:
             time_budget: seconds; after the batch that uses them up :class:`OutOfTime` is raised.
             progress: called with the attack's name, the number of its examples done and their
                 total.
+            tick: called without arguments after every step of an attack; what it raises ends the
+                evaluation, with the state kept.
 
         Returns:
             :class:`AutoAttackResult`.
@@ -185,7 +188,7 @@ class AutoAttack:
         run = _Run(self, target, x, y, correct, journal, batch_size)
         with journal:
             for number, (name, attack) in enumerate(self.attacks):
-                for _ in run.attack(number, name, attack, progress):
+                for _ in run.attack(number, name, attack, progress, tick):
                     if time_budget is not None and time.monotonic() - began >= time_budget:
                         raise OutOfTime(run.result(complete=False))
         return run.result(complete=True)
@@ -206,7 +209,7 @@ class _Run:
         self.spent = {"seconds": 0.0, "queries": 0, "attacked": None}
         journal.restore(self)
 
-    def attack(self, number, name, attack, progress):
+    def attack(self, number, name, attack, progress, tick):
         """Run one attack; yields after every batch."""
         if number < self.position[0]:
             return
@@ -219,7 +222,7 @@ class _Run:
             survivors = survivors[survivors > self.position[2]]
             for begin in range(0, len(survivors), session.chunk):
                 index = survivors[begin : begin + session.chunk]
-                self._find(session, number, run, index)
+                self._find(session, number, run, index, tick)
                 left = runs - run - 1
                 if progress:
                     ahead = len(survivors) - begin - len(index) + left * int(self.robust.sum())
@@ -233,9 +236,9 @@ class _Run:
             progress(name, 1, 1)
         self.journal.save(self, now=True)
 
-    def _find(self, session, number, run, index):
+    def _find(self, session, number, run, index, tick):
         began = time.perf_counter()
-        found = session.find(self.x[index], self.y[index], index, run, self.suite.seed)
+        found = session.find(self.x[index], self.y[index], index, run, self.suite.seed, tick)
         broken = index[found.broken]
         self.x_adv[broken] = found.images[found.broken]
         self.robust[broken] = False

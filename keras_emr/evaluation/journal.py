@@ -69,7 +69,7 @@ class Journal:
                 raise UserError(
                     f"state: of another evaluation, {name} differs. Received: "
                     f"{_short(identity.get(name))} in {str(self.path)!r}. Expected "
-                    f"{_short(value)}; to start anew, remove the file."
+                    f"{_short(value)}; to start anew, remove the file (keras-emr evaluate --fresh)."
                 )
         return stored
 

@@ -46,28 +46,29 @@ class GradientSession:
         self.chunk = batch_size
         self._run = AttackRun(target.model, attack, batch_size)
 
-    def find(self, x, y, index, run, seed):
+    def find(self, x, y, index, run, seed, tick=None):
         """Attack at most ``chunk`` examples that are classified correctly: :class:`Found`.
 
         Args:
             x, y: NumPy images and labels.
             index: their indices in the data set, which decide their random numbers.
             run, seed: int.
+            tick: called after every step; may raise.
         """
-        images, loss = self._run.attack_batch(x, y, index, run, seed)
+        images, loss = self._run.attack_batch(x, y, index, run, seed, tick)
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
         return Found(images, self.target.predict(images).argmax(axis=1) != y, loss, 0)
 
 
 class QuerySession:
-    """The target is only asked; examples that are finished drop out, so that chunks are large."""
+    """The target is only asked."""
 
     def __init__(self, target, attack):
         self.target, self.attack = target, attack
-        self.chunk = 4 * target.batch_size
+        self.chunk = target.batch_size
 
-    def find(self, x, y, index, run, seed):
+    def find(self, x, y, index, run, seed, tick=None):
         """As :meth:`GradientSession.find`; the loss is 0 where unbroken, infinite where broken."""
         if self.attack.needs == "scores" and getattr(self.target, "gives", None) == "labels":
             raise UserError(
@@ -76,7 +77,11 @@ class QuerySession:
                 "sign-opt."
             )
         images, queries = self.attack.search(
-            self.target.predict, x, y, example_streams(seed, run, index)
+            self.target.predict,
+            x,
+            y,
+            example_streams(seed, run, index),
+            None if tick is None else lambda done: tick(),
         )
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)

@@ -118,7 +118,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(model, tmp_path, monkeypat
     attacked = []
     batch = AttackRun.attack_batch
 
-    def counted(self, x, y, index, run, seed):
+    def counted(self, x, y, index, run, seed, tick=None):
         if len(attacked) == after and not resumed:
             raise Killed
         attacked.append((self.attack.steps, run, tuple(index)))

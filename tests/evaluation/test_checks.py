@@ -15,6 +15,7 @@ from keras_emr.evaluation.checks import ORDER, Budget, run_checks
 from keras_emr.evaluation.checks.ascent import Ascent
 from keras_emr.evaluation.checks.attacks import _point
 from keras_emr.evaluation.checks.base import graded
+from keras_emr.evaluation.checks.bench import Bench
 from keras_emr.evaluation.checks.gradients import disagreement
 from keras_emr.evaluation.robust_accuracy import AttackResult
 from keras_emr.sampling import example_streams
@@ -295,6 +296,18 @@ def test_the_step_of_finite_differences_is_chosen_by_themselves():
     assert unclear.tolist() == [False, False, False, True, False]
 
 
+def test_a_probability_that_rounds_to_one_is_saturated_though_its_gradient_is_not_zero():
+    linear = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(K)])
+    kernel = np.zeros((36, K))
+    kernel[:, 1] = 1 / 36  # the rival's logit moves, by e^-20 of it the loss
+    for bias, verdict in ((20, "warn"), (10, "pass")):
+        linear.layers[-1].set_weights([kernel, np.array([bias, 0, -9, -10])])
+        found = check(linear, "M9", x=GREY, y=ZEROS)
+        assert (found.verdict, found.value) == (verdict, float(verdict == "warn"))
+        assert found.details["exactly_zero"]["cross_entropy_clean"] == 0
+        assert found.details["dlr_clean"] == 0
+
+
 def test_gradients_that_are_not_finite_are_found():
     broken = OnMean(lambda t: 1 + ops.sqrt(0 * t))
     found = check(broken, "M9", x=GREY, y=ZEROS)
@@ -454,6 +467,31 @@ def test_the_l2_ball_that_reaches_everything(model):
     # One class for every image: nothing can break it.
     constant = check(OnMean(lambda t: 1 + 0 * t), "M3", x=GREY, y=ZEROS)
     assert (constant.verdict, constant.value, constant.details["epsilon"]) == ("fail", 1.0, 1.0)
+
+
+def test_an_unbounded_attack_may_need_the_dlr_loss():
+    saturated = OnMean(lambda t: 1e4 * (0.3 - t))
+    assert check(saturated, "M3", x=GREY, y=ZEROS).value == 0
+
+
+def test_what_any_pgd_breaks_anywhere_is_broken():
+    constant = OnMean(lambda t: 1 + 0 * t)
+    bench = Bench(constant, GREY, ZEROS, EPS, "linf", None, (), None, None, 0, 256, SMALL)
+    asked = []
+
+    def only(index):
+        return np.arange(N) == index
+
+    def run(attack, which, restart):
+        asked.append((attack.steps, len(which), restart))
+        return SimpleNamespace(right=which != 2, ever_wrong=which == 3 + restart)
+
+    bench.__dict__["pgd"] = SimpleNamespace(right=~only(0), ever_wrong=only(0) | only(5))
+    bench.__dict__["dlr"] = SimpleNamespace(ever_wrong=only(1))
+    bench.run = run
+    assert np.flatnonzero(~bench.white_box).tolist() == [0, 1, 3, 4, 5]
+    assert np.flatnonzero(~bench.strong[0]).tolist() == [0, 2]
+    assert asked == [(12, N - 1, 0), (12, N - 2, 1)]
 
 
 def test_a_single_example_warns():

@@ -1,0 +1,198 @@
+"""``keras-emr evaluate``: the report, AutoAttack, and evaluations that are cut short."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from keras_emr.evaluation.report import read_report
+from tests.cli.harness import ONLY_PGD, assert_error, call, clean_environment, command, snapshot
+
+AUTO = ("--attacks", "autoattack", "--n-examples", 12)
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory):
+    """A data file and a linear model that AutoAttack breaks only now and then."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("weak")
+    rng = np.random.default_rng(0)
+    y = np.arange(64) % 4
+    x = rng.uniform(0.3, 0.5, (64, 6, 6, 1)).astype("float32")
+    x[np.arange(64), y] += np.linspace(0.02, 0.5, 64)[:, None, None].astype("float32")
+    parts = {"x_train": x, "y_train": y, "x_test": x[::4], "y_test": y[::4]}
+    np.savez(folder / "rows.npz", **parts)
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
+    kernel = np.zeros((6, 6, 4), "float32")
+    for k in range(4):
+        kernel[k, :, k] = 1.0
+    model.layers[-1].set_weights([kernel.reshape(36, 4), np.zeros(4, "float32")])
+    model.save(folder / "rows.keras")
+    return folder
+
+
+def given(weak, *more):
+    return (weak / "rows.keras", "--data", weak / "rows.npz", "--epsilon", "0.1", *more)
+
+
+def test_the_report_of_autoattack(capfd, tmp_path, weak):
+    arguments = given(weak, *AUTO, "--extra-examples", 6, "--out", "r", "--batch-size", 8)
+    result = call(capfd, "evaluate", *arguments, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report == read_report(tmp_path / "r")  # validated on the way
+    names = ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [entry["name"] for entry in report["attacks"]] == names
+    assert [entry["mode"] for entry in report["attacks"]] == ["survivors"] * 4
+
+    # The exact answer: a linear model survives where margin > epsilon * ||w_y - w_j||_1.
+    rows = np.load(weak / "rows.npz")
+    x, y = rows["x_test"][:12].astype("float64"), rows["y_test"][:12]
+    logits = x[:, :4].sum(axis=(2, 3))
+    gaps = logits[np.arange(12), y][:, None] - logits
+    gaps[np.arange(12), y] = np.inf
+    survives = gaps.min(axis=1) > 0.1 * 12  # away from the walls of the box
+    assert 0 < survives.sum() < 12
+    assert report["accuracy"]["survived"] == survives.sum()
+    assert report["robustbench"]["autoattack_acc"] == pytest.approx(100 * survives.mean(), abs=1e-3)
+    clean = 100 * (gaps.min(axis=1) > 0).mean()
+    assert report["robustbench"]["clean_acc"] == pytest.approx(clean, abs=1e-3)
+
+    assert [check["id"] for check in report["checks"]][:20] == [f"M{i}" for i in range(1, 21)]
+    assert not [check for check in report["checks"] if check["verdict"] == "fail"]
+    assert report["curves"]["epsilon"]["n"] == 6
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
+        "gallery.npz",
+        "report.html",
+        "report.json",
+    ]
+    assert "<html" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_what_is_printed(capfd, weak):
+    result = call(capfd, "evaluate", *given(weak, *ONLY_PGD, "--out", "r", "--attacks", "pgd,fgsm"))
+    assert_error(result, 3, "--steps", "fgsm has none")
+    arguments = given(weak, "--attacks", "fgsm,square", "--n-examples", 16, "--out", "r")
+    result = call(capfd, "evaluate", *arguments, "--extra-examples", 0)
+    assert result.code == 0, result.err
+    for text in (
+        "fgsm",
+        "square",
+        "all right ones",
+        "robust accuracy",
+        "of 16 survive every attack",
+    ):
+        assert text in result.out
+    assert "r/report.html" in result.out
+
+
+def stop_when_the_state_is_there(arguments, cwd, number):
+    """Start an evaluation and send it ``number`` as soon as it has written its state."""
+    process = subprocess.Popen(
+        command("evaluate", *arguments, "--quiet"),
+        cwd=cwd,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        state = cwd / "r" / "state" / "00-autoattack.npz"
+        for _ in range(1200):
+            if state.exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert state.exists(), err
+    return process.returncode, out, err
+
+
+def outcome(report):
+    kept = ("name", "attacked", "broken", "robust_accuracy", "queries")
+    return [[entry[key] for key in kept] for entry in report["attacks"]], report["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=str
+)
+def test_a_killed_evaluation_goes_on(capfd, tmp_path, weak, number, code):
+    arguments = given(weak, *AUTO, "--extra-examples", 0, "--out", "r")
+    ended, out, err = stop_when_the_state_is_there(arguments, tmp_path, number)
+    assert (ended, out) == (code, ""), err
+    assert "Traceback" not in err and (code < 0 or "call it again to go on" in err)
+    assert not (tmp_path / "r" / "report.json").exists()
+
+    # With another setting it is not taken for the same evaluation, and stays.
+    before = snapshot(tmp_path)
+    other = [*arguments[:4], "0.12", *arguments[5:]]
+    refused = call(capfd, "evaluate", *other, "--quiet")
+    assert_error(refused, 3, "another evaluation, epsilon differs", "0.1", "0.12", "--fresh")
+    assert snapshot(tmp_path) == before
+
+    again = call(capfd, "evaluate", *arguments, "--json")
+    assert again.code == 0, again.err
+    whole = call(capfd, "evaluate", *arguments[:-1], "whole", "--json")
+    assert outcome(json.loads(again.out)) == outcome(json.loads(whole.out))
+    assert not (tmp_path / "r" / "state").exists()
+
+
+def test_a_time_budget(capfd, tmp_path, weak):
+    arguments = given(weak, *AUTO, "--extra-examples", 4, "--out", "r")
+    cut = call(capfd, "evaluate", *arguments, "--time-budget", 0, "--json")
+    assert cut.code == 75 and "call it again" in cut.err
+    report = json.loads(cut.out)
+    assert not report["complete"] and report["robustbench"]["autoattack_acc"] is None
+    assert report["checks"] == [] and report["curves"]["steps"] is None
+    assert (tmp_path / "r" / "state").is_dir()
+    fresh = call(capfd, "evaluate", *arguments, "--fresh", "--epsilon", "0.05", "--json")
+    assert fresh.code == 0, fresh.err
+    assert json.loads(fresh.out)["complete"] and not (tmp_path / "r" / "state").exists()
+
+
+def test_several_attacks_count_together(capfd, weak):
+    """Robust accuracy is the worst case by example, not the lowest of the accuracies."""
+    arguments = given(
+        weak, "--attacks", "fgsm,mi-fgsm,deepfool", "--extra-examples", 0, "--out", "r"
+    )
+    report = json.loads(call(capfd, "evaluate", *arguments, "--json").out)
+    worst = min(entry["robust_accuracy"] for entry in report["attacks"])
+    assert report["accuracy"]["robust"] <= worst
+    assert all(entry["attacked"] == report["accuracy"]["correct"] for entry in report["attacks"])
+
+
+def test_transfer(capfd, weak, tmp_path):
+    arguments = given(weak, "--attacks", "transfer", "--extra-examples", 0, "--out", "r")
+    result = call(capfd, "evaluate", *arguments, "--surrogates", weak / "rows.keras", "--json")
+    assert result.code == 0, result.err
+    (entry,) = json.loads(result.out)["attacks"]
+    assert entry["queries"] == entry["attacked"] > entry["broken"] > 0
+    missing = call(capfd, "evaluate", *arguments, "--surrogates", "nowhere.keras")
+    assert_error(missing, 3, "model not found", "'nowhere.keras'")
+
+
+def test_an_earlier_report_survives_what_goes_wrong(capfd, tmp_path, weak, monkeypatch):
+    arguments = given(weak, *ONLY_PGD, "--out", "r")
+    assert call(capfd, "evaluate", *arguments).code == 0
+    before = snapshot(tmp_path / "r")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = call(capfd, "evaluate", *arguments, "--seed", 1)
+    assert_error(result, 3, "No space left")
+    left = snapshot(tmp_path / "r")
+    assert {name: left[name] for name in before} == before and set(left) - set(before) <= {"state"}
+    (tmp_path / "file").write_text("x")
+    assert_error(call(capfd, "evaluate", *arguments[:-1], "file"), 3, "out", "not a folder")
