@@ -35,6 +35,7 @@ def test_python_example_runs(tmp_path):
         ("epochs=20", "epochs=1, verbose=0"),
         ("steps=10", "steps=1"),
         ("steps=50, restarts=5", "steps=2"),
+        ('norm="linf")', 'norm="linf", attacks=[ke.PGD(8 / 255, steps=2)])'),
     )
     for slow, fast in quick:
         assert slow in code
@@ -44,7 +45,7 @@ def test_python_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     numbers = [float(word) for word in done.stdout.split()]  # no fit but a quick, silent one
-    assert len(numbers) == 3 and all(0 <= n <= 1 for n in numbers)
+    assert len(numbers) == 5 and all(0 <= n <= 1 for n in numbers)
     assert (tmp_path / "robust.keras").exists()
 
 
