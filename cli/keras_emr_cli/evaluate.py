@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
-import shutil
 import signal
 from pathlib import Path
 
@@ -23,11 +23,12 @@ EXIT_RESUMABLE = 75
 @click.argument("target", metavar="RUN_OR_MODEL")
 @click.option("--config", metavar="FILE", help="YAML file of these settings.")
 @click.option("--checkpoint", metavar="best|last", help="Which model of a run.  [default: best]")
+@click.option("--overwrite", is_flag=True, help="Replace the report of another evaluation.")
 @click.option("--fresh", is_flag=True, help="Forget an evaluation that was cut short.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @options(EVALUATE)
-def command(target, config, checkpoint, fresh, as_json, quiet, **flags):
+def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flags):
     """Attack RUN_OR_MODEL (a run folder or any .keras classifier) on test data.
 
     A run folder brings its data and epsilon; a .keras file needs --data and --epsilon. Writes
@@ -39,7 +40,7 @@ def command(target, config, checkpoint, fresh, as_json, quiet, **flags):
     path, settings, run = resolve(Path(target), checkpoint, settings)
     if not float(settings.epsilon) > 0:
         raise UserError(f"--epsilon: of the run is {settings.epsilon}. Expected more than 0.")
-    out = _folder(Path(target), settings)
+    out = _folder(Path(target), settings, overwrite)
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
@@ -72,7 +73,7 @@ def command(target, config, checkpoint, fresh, as_json, quiet, **flags):
         return EXIT_RESUMABLE
 
 
-def _folder(target, settings):
+def _folder(target, settings, overwrite):
     """The folder for the report; nothing is made yet."""
     if settings.out is not None:
         out = Path(settings.out)
@@ -82,7 +83,30 @@ def _folder(target, settings):
         out = target.with_name(f"{target.stem}-report")
     if out.exists() and not out.is_dir():
         raise UserError(f"out: not a folder. Received: {str(out)!r}.")
+    _require_free(out, overwrite)
     return out
+
+
+def _require_free(out, overwrite):
+    """A finished report is replaced only if that is asked for, another's file never."""
+    file = out / "report.json"
+    if not file.exists() and not (out / "report.html").exists():
+        return
+    try:
+        old = json.loads(file.read_text())
+        ours = str(old["schema"]).startswith("keras-emr-report/")
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            "out: refusing to overwrite a report that is not an evaluation of keras_emr. Received: "
+            f"{str(out)!r}. Choose another --out."
+        )
+    if old.get("complete") and not overwrite:
+        raise UserError(
+            f"out: there is a finished report. Received: {str(out)!r}. Use --overwrite to replace "
+            "it, or another --out."
+        )
 
 
 def _evaluate(path, settings, data, out, fresh, quiet, stop):
@@ -91,7 +115,7 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
     from keras_emr.evaluation.report import write_report
     from keras_emr.evaluation.target import KerasTarget, auto_batch_size
     from keras_emr.training.callbacks import Interrupted
-    from keras_emr_cli.evaluate_attacks import jobs
+    from keras_emr_cli.evaluate_attacks import jobs, surrogates
     from keras_emr_cli.progress import Reporter
 
     model = load_model(path)
@@ -104,7 +128,7 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
     todo = jobs(settings, path, data)
     states = out / "state"
     if fresh:
-        shutil.rmtree(states, ignore_errors=True)
+        _forget(states)
 
     def tick():
         if stop.requested is not None:
@@ -117,6 +141,8 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
             bars(*moved)
             tick()
 
+        for line in _remarks(settings, data, y):
+            reporter.say(line)
         assessment = Assessment(
             target,
             x,
@@ -126,32 +152,53 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
             seed=settings.seed,
             batch_size=size,
             extra_examples=settings.extra_examples,
+            siblings=surrogates(settings, data),
+            natural=_natural(path, data),
             progress=progress,
             tick=tick,
         )
         outcome = assessment.attack(todo, states, settings.time_budget)
+        outcome.notes += _remarks(settings, data, y)
         report = {
             **assessment.report(outcome),
-            **_circumstances(path, settings, data, target, outcome, len(x)),
+            **_circumstances(path, settings, data, target, outcome, todo),
         }
-        write_report(out, report, assessment.images(report, outcome))
+        if outcome.complete or not _finished(out):
+            write_report(out, report, assessment.images(report, outcome))
     if outcome.complete:
-        shutil.rmtree(states, ignore_errors=True)
+        _forget(states)
     return report
 
 
-def _circumstances(path, settings, data, target, outcome, n):
+def _finished(out):
+    try:
+        return json.loads((out / "report.json").read_text())["complete"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _forget(states):
+    """Remove our state files, and their folder if nothing else is in it."""
+    for file in states.glob("[0-9][0-9]-*.npz*"):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        states.rmdir()
+
+
+def _circumstances(path, settings, data, target, outcome, todo):
     """What only this command knows: model, data, threat model, settings, environment."""
-    epsilon = float(settings.epsilon)
+    from keras_emr_cli.evaluate_attacks import knowledge
+
+    epsilon, n = float(settings.epsilon), len(outcome.correct)
     name = Path(settings.data).name or str(settings.data)
-    standard = outcome.suites.get("standard")
+    standard = outcome.suites.get("standard") if outcome.complete else None
     percent = {
         "clean_acc": round(100 * float(outcome.correct.mean()), 4),
         "autoattack_acc": None if standard is None else round(100 * standard, 4),
     }
     return {
         "model": {
-            "name": path.parent.name if path.stem in ("best", "last") else path.stem,
+            "name": path.resolve().parent.name if path.stem in ("best", "last") else path.stem,
             "path": str(path),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "parameters": target.model.count_params(),
@@ -168,7 +215,7 @@ def _circumstances(path, settings, data, target, outcome, n):
             "norm": settings.norm,
             "epsilon": epsilon,
             "epsilon_text": str(settings.epsilon),
-            "knowledge": "white box: architecture, weights and gradients",
+            "knowledge": knowledge(todo),
         },
         "settings": {**settings.plain(), "batch_size": settings.batch_size, "bn_mode": "inference"},
         "robustbench": {
@@ -182,6 +229,32 @@ def _circumstances(path, settings, data, target, outcome, n):
         },
         "environment": _environment(),
     }
+
+
+def _remarks(settings, data, y):
+    """What is odd about the first N images."""
+    remarks = []
+    if settings.n_examples and settings.n_examples > len(data.y_test):
+        remarks.append(f"there are only {len(data.y_test)} test images")
+    missing = data.classes - len(set(y.tolist()))
+    if missing:
+        remarks.append(f"{missing} of {data.classes} classes are not among these {len(y)} images")
+    return remarks
+
+
+def _natural(path, data):
+    """The standard model that a run was trained beside, for the checks."""
+    from keras_emr.evaluation.inputs import require_fit
+
+    file = path.parent / "baseline" / "best.keras"
+    if not file.exists():
+        return None
+    try:
+        model = load_model(file)
+        require_fit(model, data.image_shape, data.classes)
+    except UserError:
+        return None
+    return model
 
 
 def _environment():

@@ -23,6 +23,11 @@ def jobs(s, path, data):
     from keras_emr.evaluation.autoattack import AutoAttack
 
     found = []
+    if s.survivors and any(name.startswith("autoattack") for name in s.attacks):
+        raise UserError(
+            f"--survivors: AutoAttack is such a list itself. Received: {', '.join(s.attacks)}. "
+            "Name its attacks, e.g. apgd-ce,apgd-t,fab-t,square, or leave --survivors out."
+        )
     for name in dict.fromkeys(s.attacks):
         if name.startswith("autoattack"):
             version = name.partition("-")[2] or "standard"
@@ -31,13 +36,45 @@ def jobs(s, path, data):
             found += _learned(s, path, data.image_shape[-1])
         else:
             found.append((_title(name, s), _attack(name, s, data)))
+    if s.survivors:
+        return [AutoAttack(float(s.epsilon), s.norm, attacks=found, seed=s.seed)]
     return found
+
+
+def surrogates(s, data):
+    """The models that ``--surrogates`` names."""
+    from keras_emr.evaluation.inputs import require_fit
+
+    names = [name.strip() for name in s.surrogates.split(",") if name.strip()]
+    models = [load_model(model_file(name)) for name in names]
+    for model in models:
+        require_fit(model, data.image_shape, data.classes)
+    return models
+
+
+def knowledge(entries):
+    """What an attacker has to know for the attacks in a report."""
+    from keras_emr.attacks.query import QueryAttack
+    from keras_emr.attacks.transfer import Transfer
+
+    attacks = []
+    for entry in entries:
+        attacks += entry.attacks if hasattr(entry, "attacks") else [entry]
+    kinds = [attack for _, attack in attacks]
+    if not all(isinstance(attack, QueryAttack) for attack in kinds):
+        return "white box: architecture, weights and gradients"
+    if all(isinstance(attack, Transfer) for attack in kinds):
+        return "black box: another model of the same data"
+    if all(attack.needs == "labels" for attack in kinds):
+        return "black box: predicted labels"
+    return "black box: scores"
 
 
 def _attack(name, s, data):
     from keras_emr.attacks import ATTACKS
 
-    cls = ATTACKS.get("pgd" if name == "cw" else name)
+    objectives = {"cw": "margin", "apgd-ce": "cross_entropy", "apgd-dlr": "dlr"}
+    cls = ATTACKS.get({"cw": "pgd", "apgd-ce": "apgd", "apgd-dlr": "apgd"}.get(name, name))
     if name == "transfer":
         return _transfer(cls, s, data)
     known = inspect.signature(cls).parameters
@@ -48,28 +85,31 @@ def _attack(name, s, data):
         given |= {"steps": s.steps, "restarts": s.restarts}
     if name in ("pgd", "cw"):
         given["step_size"] = number(s.step_size)
-    given["objective"] = "margin" if name == "cw" else s.objective
+    given["objective"] = objectives.get(name, s.objective)
     for field in ("steps", "restarts"):
         if s.values[field] is not None and field not in known:
             raise UserError(
                 f"--{field}: the attack {name} has none. Received: {s.values[field]}. Leave it out."
             )
-    return cls(**{k: v for k, v in given.items() if k in known and v is not None})
+    try:
+        return cls(**{k: v for k, v in given.items() if k in known and v is not None})
+    except UserError as error:
+        raise UserError(f"attack {name}: {error}") from None
 
 
 def _transfer(cls, s, data):
     from keras_emr.attacks.pgd import PGD
-    from keras_emr.evaluation.inputs import require_fit
 
-    names = [name.strip() for name in s.surrogates.split(",") if name.strip()]
-    if not names:
+    models = surrogates(s, data)
+    if not models:
         raise UserError(
             "--surrogates: the attack transfer makes its images against them. Received: nothing. "
             "Expected runs or .keras files."
         )
-    models = [load_model(model_file(name)) for name in names]
-    for model in models:
-        require_fit(model, data.image_shape, data.classes)
+    if s.restarts is not None:
+        raise UserError(
+            f"--restarts: the attack transfer has none. Received: {s.restarts}. Leave it out."
+        )
     attack = PGD(float(s.epsilon), s.norm, s.steps or 50, objective=s.objective)
     return cls(attack, models, seed=s.seed)
 

@@ -25,6 +25,11 @@ def resolve(target, checkpoint, settings):
     if not path.exists():
         raise UserError(f"model not found. Received: {str(path)!r}. Expected a run or .keras file.")
     values = dict(settings.values)
+    if run and values["epsilon"] is None and values["norm"] not in (None, run["norm"]):
+        raise UserError(
+            f"--epsilon: the run's is for another norm. Received: --norm {values['norm']}, the run "
+            f"has {run['norm']}, epsilon {run['epsilon']}. Give --epsilon."
+        )
     for name in ("data", "split_seed", "epsilon", "norm"):
         if values[name] is None:
             values[name] = run.get(name)

@@ -342,8 +342,18 @@ EVALUATE = [
         "attacks",
         "names",
         "autoattack",
-        "Attacks, separated by commas. cw: PGD on the margin.",
-        ("autoattack", "autoattack-plus", "autoattack-rand", "cw", *ATTACKS.names),
+        "Attacks, separated by commas. cw: PGD on the margin; apgd-ce, apgd-dlr: as in AutoAttack.",
+        (
+            *("autoattack", "autoattack-plus", "autoattack-rand"),
+            *("apgd-ce", "apgd-dlr", "cw"),
+            *ATTACKS.names,
+        ),
+    ),
+    S(
+        "survivors",
+        "bool",
+        False,
+        "Run each attack only on what the ones before left, as AutoAttack does.",
     ),
     S(
         "maximizer",
@@ -359,7 +369,12 @@ EVALUATE = [
         "Steps of the attack learned, in multiples of its training's.",
         low=1,
     ),
-    S("surrogates", "text", "", "Models of the attack transfer, separated by commas."),
+    S(
+        "surrogates",
+        "text",
+        "",
+        "Models of the attack transfer and for checks, separated by commas.",
+    ),
     S(
         "epsilon",
         "ratio",

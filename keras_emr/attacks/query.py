@@ -94,13 +94,18 @@ class Draws:
 
 
 def margins(y, scores):
-    """``z_y - max_{k != y} z_k``: (N,), (N, K) -> (N,). Negative where misclassified."""
+    """``z_y - max_{k != y} z_k``: (N,), (N, K) -> (N,). Negative where misclassified.
+
+    Scores that are not finite are no classification: ``-inf``.
+    """
     rows = np.arange(len(y))
+    finite = np.isfinite(scores).all(axis=1)
+    scores = np.where(finite[:, None], scores, 0)
     others = scores.copy()
     others[rows, y] = -np.inf
-    return scores[rows, y] - others.max(axis=1)
+    return np.where(finite, scores[rows, y] - others.max(axis=1), -np.inf)
 
 
 def wrong(y, scores):
-    """Whether the arg-max class is not ``y``: (N,) bool."""
-    return scores.argmax(axis=1) != y
+    """Whether the arg-max class is not ``y``, or scores are not finite: (N,) bool."""
+    return (scores.argmax(axis=1) != y) | ~np.isfinite(scores).all(axis=1)

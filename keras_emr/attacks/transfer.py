@@ -43,6 +43,12 @@ class Transfer(QueryAttack):
             raise UserError("transfer needs a surrogate. Received: none. Expected Keras models.")
         self.batch_size = batch_size
         self.seed = seed
+        self._runs = None
+
+    @property
+    def variables(self):
+        """Weights of the surrogates."""
+        return [v for model in self.surrogates for v in model.variables]
 
     def describe(self):
         return {
@@ -62,16 +68,16 @@ class Transfer(QueryAttack):
         queries = np.zeros(len(x), int)
         # The surrogate's noise comes from the example's own stream.
         noise = np.array([stream.integers(2**31) for stream in streams])
-        for surrogate in self.surrogates:
-            run = AttackRun(surrogate, self.attack, min(self.batch_size, len(x)))
+        if self._runs is None:  # compiled once
+            self._runs = [AttackRun(m, self.attack, self.batch_size) for m in self.surrogates]
+        tick = progress and (lambda share: progress(0))
+        for run in self._runs:
             todo = np.flatnonzero(unbroken)
             for begin in range(0, len(todo), run.batch_size):
                 rows = todo[begin : begin + run.batch_size]
-                images, _ = run.attack_batch(x[rows], y[rows], noise[rows], 0, self.seed)
+                images, _ = run.attack_batch(x[rows], y[rows], noise[rows], 0, self.seed, tick)
                 fooled = wrong(y[rows], query(images))
                 queries[rows] += 1
                 found[rows[fooled]] = images[fooled]
                 unbroken[rows[fooled]] = False
-            if progress:
-                progress(1)
         return found, queries

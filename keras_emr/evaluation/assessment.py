@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from keras_emr.attacks.pgd import PGD
+from keras_emr.errors import UserError
 from keras_emr.evaluation.autoattack import AutoAttack, OutOfTime
 from keras_emr.evaluation.checks import Budget, run_checks
 from keras_emr.evaluation.inner_loss import InnerLossMeter
+from keras_emr.evaluation.inputs import require_finite
 from keras_emr.evaluation.margins import effective_margins
+from keras_emr.evaluation.outcome import Outcome
 from keras_emr.evaluation.robust_accuracy import evaluate_attack
 from keras_emr.evaluation.session import perturbation
 
@@ -33,6 +36,7 @@ class Assessment:
         seed: int.
         batch_size: images at a time.
         extra_examples: curves and checks use the first so many examples; 0: neither is made.
+        siblings, natural, budget: for the checks, see :func:`run_checks`.
         progress: called with a title, the work done so far and its total.
         tick: called after every step of the attacks. What either raises ends the evaluation.
     """
@@ -48,11 +52,14 @@ class Assessment:
         seed=0,
         batch_size=256,
         extra_examples=200,
+        siblings=(),
+        natural=None,
         budget=None,
         progress=None,
         tick=None,
     ):
         self.tick = tick
+        self.siblings, self.natural = siblings, natural
         self.target, self.x, self.y = target, x, y
         self.epsilon, self.norm, self.seed, self.batch_size = epsilon, norm, seed, batch_size
         self.few = slice(0, min(extra_examples, len(x)))
@@ -76,7 +83,8 @@ class Assessment:
             UserError, InfeasibleAttack: see :class:`AutoAttack`.
         """
         deadline = None if time_budget is None else time.monotonic() + time_budget
-        outcome = Outcome(self.x)
+        scores = self._clean()
+        outcome = Outcome(self.x, scores.argmax(axis=1), self.y)
         for number, job in enumerate(jobs):
             suite = job
             if not isinstance(job, AutoAttack):
@@ -87,10 +95,11 @@ class Assessment:
                 state = Path(folder) / f"{number:02d}-{name}.npz"
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                result = suite.run(
+                result = suite.run_on(
                     self.target,
                     self.x,
                     self.y,
+                    outcome.correct,
                     batch_size=self.batch_size,
                     state=state,
                     time_budget=left,
@@ -104,16 +113,31 @@ class Assessment:
             outcome.add(result, suite is job)
         return outcome
 
+    def _clean(self):
+        """Logits of the clean images, asked for once: a random model would answer otherwise."""
+        self.target.asked = 0
+        scores = self.target.predict(self.x)
+        require_finite(np.isfinite(scores).all(axis=1))
+        return scores
+
     def report(self, outcome):
         """The report without what only the caller knows: ``model``, ``data``, ``environment``.
 
         Args:
             outcome: of :meth:`attack`.
         """
-        clean = self.target.predict(self.x).argmax(axis=1)
+        clean = outcome.predicted
         adversarial = self.target.predict(outcome.x_adv).argmax(axis=1)
         margins = self._margins(outcome) if self.target.gradients else None
         extras = self.extra and outcome.complete
+        curves = dict.fromkeys(("epsilon", "steps", "restarts"))
+        if extras and self.target.gradients:
+            for name in curves:
+                make = getattr(self, f"_over_{name}")
+                curves[name] = self._optional(outcome, f"accuracy over {name}", make)
+        checks = None
+        if extras:
+            checks = self._optional(outcome, "checks", lambda: self._checks(outcome))
         return {
             "schema": "keras-emr-report/1",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -127,14 +151,14 @@ class Assessment:
                 "survived": int(outcome.robust.sum()),
             },
             "attacks": outcome.attacks,
-            "curves": self._curves(extras and self.target.gradients),
+            "curves": curves,
             "confusion": {
                 "clean": self._confusion(clean),
                 "adversarial": self._confusion(adversarial),
             },
             "margins": margins and {at: _summary(m, self.epsilon, self.norm) for at, m in margins},
             "per_class": [self._of_class(k, outcome, margins) for k in range(self.target.classes)],
-            "checks": self._checks(outcome) if extras else [],
+            "checks": checks or [],
             "gallery": self._gallery(outcome, clean, adversarial),
         }
 
@@ -151,6 +175,14 @@ class Assessment:
             return [*outcome.notes, f"curves and checks use the first {n} of these images"]
         return outcome.notes
 
+    def _optional(self, outcome, title, make):
+        """``make()``, or ``None`` and a note: attacks that took hours are not lost for a curve."""
+        try:
+            return make()
+        except UserError as error:
+            outcome.notes.append(f"{title}: {error}")
+            return None
+
     def _margins(self, outcome):
         pairs = []
         for at, images in (("clean", self.x), ("adversarial", outcome.x_adv)):
@@ -159,15 +191,6 @@ class Assessment:
             pairs.append((at, effective_margins(model, images, self.y, size)))
             self.progress(f"margins ({at})", 1, 1)
         return pairs
-
-    def _curves(self, wanted):
-        if not wanted:
-            return dict.fromkeys(("epsilon", "steps", "restarts"))
-        return {
-            "epsilon": self._over_epsilon(),
-            "steps": self._over_steps(),
-            "restarts": self._over_restarts(),
-        }
 
     def _pgd_accuracy(self, attack):
         x, y = self.x[self.few], self.y[self.few]
@@ -222,13 +245,19 @@ class Assessment:
             self.epsilon,
             self.norm,
             result=outcome.first(self.few.stop),
+            siblings=self.siblings,
+            natural=self.natural,
             seed=self.seed,
             batch_size=self.batch_size,
             budget=self.budget,
             progress=lambda id, done, total: self.progress("checks", done, total),
         )
         fields = ("id", "title", "verdict", "value", "threshold", "text")
-        return [{name: getattr(check, name) for name in fields} for check in checks]
+        told = [{name: getattr(check, name) for name in fields} for check in checks]
+        for check in told:
+            if check["value"] is not None and not np.isfinite(check["value"]):
+                check["value"] = None
+        return told
 
     def _confusion(self, predicted):
         counts = np.zeros((self.target.classes,) * 2, int)
@@ -249,7 +278,8 @@ class Assessment:
         }
 
     def _gallery(self, outcome, clean, adversarial):
-        size = perturbation(self.norm, self.x, outcome.x_adv)
+        shown = slice(0, 8)
+        size = perturbation(self.norm, self.x[shown], outcome.x_adv[shown])
         return [
             {
                 "index": i,
@@ -259,50 +289,8 @@ class Assessment:
                 "broken_by": outcome.broken_by[i],
                 "perturbation": float(size[i]),
             }
-            for i in range(min(8, len(self.y)))
+            for i in range(len(size))
         ]
-
-
-class Outcome:
-    """What all attacks together did to N examples.
-
-    ``correct``, ``robust``: (N,) bool. ``x_adv``: (N, H, W, C), the image of the first attack that
-    broke an example, else the clean one. ``broken_by``: a name or ``None`` per example.
-    ``attacks``: entries of the report. ``complete``: every attack ran to its end. ``suites``:
-    robust accuracy by AutoAttack version, of those that ran to their end.
-    """
-
-    def __init__(self, x):
-        self.correct = self.robust = None
-        self.x_adv = x.copy()
-        self.broken_by = [None] * len(x)
-        self.attacks, self.notes, self.suites = [], [], {}
-        self.complete = True
-
-    def add(self, result, is_suite):
-        """Merge an :class:`AutoAttackResult`."""
-        if self.robust is None:
-            self.correct, self.robust = result.correct.copy(), result.correct.copy()
-        names = [entry["name"] for entry in result.attacks]
-        for i in np.flatnonzero(self.robust & ~result.robust):
-            self.x_adv[i] = result.x_adv[i]
-            number = result.broken_by[i]
-            self.broken_by[i] = names[number] if number < len(names) else "unfinished attack"
-        self.robust &= result.robust
-        self.notes += [note for note in result.notes if note not in self.notes]
-        own = ("name", "attacked", "broken", "robust_accuracy", "queries", "seconds")
-        for entry in result.attacks:
-            options = {k: v for k, v in entry.items() if k not in own}
-            mode = "survivors" if is_suite else "individual"
-            self.attacks.append({**{k: entry[k] for k in own}, "options": options, "mode": mode})
-        if is_suite and result.complete:
-            self.suites[result.version] = result.robust_accuracy
-
-    def first(self, n):
-        """The first ``n`` examples' ``correct``, ``robust`` and ``x_adv``."""
-        part = Outcome(self.x_adv[:n])
-        part.correct, part.robust = self.correct[:n], self.robust[:n]
-        return part
 
 
 def _mean(values):
@@ -324,9 +312,16 @@ def _summary(margins, epsilon, norm, bins=30):
     }
     for name in ("l2", "linf", "weight_norm"):
         values = getattr(margins, name)
-        values = values[np.isfinite(values)].astype("float64")
-        if len(values):  # one far outlier would squeeze all others into a bin
-            values = np.clip(values, *np.percentile(values, (1, 99)))
-        counts, edges = np.histogram(values, bins=bins)
+        counts, edges = _histogram(values[np.isfinite(values)].astype("float64"), bins)
         summary[name] = {"counts": counts.tolist(), "edges": edges.tolist()}
     return summary
+
+
+def _histogram(values, bins):
+    if not len(values):
+        return np.histogram(values, bins)
+    low, high = np.percentile(values, (1, 99))  # one far outlier would squeeze all others
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        around = max(0.5, 1e-3 * abs(low))
+        low, high = low - around, high + around
+    return np.histogram(np.clip(values, low, high), bins, (low, high))

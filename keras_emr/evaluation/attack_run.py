@@ -101,13 +101,13 @@ class AttackRun:
     def attack_batch(self, x, y, index, restart, seed, tick=None):
         """Adversarial images and the objective (N,) at them, as NumPy arrays.
 
-        ``tick`` is called after every step and may raise.
+        ``tick`` is called after every step with the share done, and may raise.
         """
         rows = len(x)
         x, y, drawn = self.prepare(x, y, index, restart, seed)
         for i, state in enumerate(self.states(x, y, drawn)):
             if tick:
-                tick()
+                tick(i / self.attack.steps)
             if i % _LOOK == 0 and self._all_finished(state):
                 break
         found = self.attack.result(state)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from keras import ops
 
 from keras_emr.attacks import ATTACKS
 from keras_emr.errors import UserError
@@ -134,12 +136,18 @@ class AutoAttack:
 
     def settings(self):
         """Everything that decides the result, as plain values."""
+        attacks = []
+        for name, attack in self.attacks:
+            entry = {**attack.describe(), "name": name}
+            if getattr(attack, "variables", ()):
+                entry["weights"] = _fingerprint(attack.variables)
+            attacks.append(entry)
         return {
             "version": self.version,
             "epsilon": self.epsilon,
             "norm": self.norm,
             "seed": self.seed,
-            "attacks": [{**attack.describe(), "name": name} for name, attack in self.attacks],
+            "attacks": attacks,
         }
 
     def run(
@@ -167,10 +175,12 @@ class AutoAttack:
             state: path of a state file. If it exists the evaluation goes on where it stopped;
                 it is written as the evaluation proceeds.
             time_budget: seconds; after the batch that uses them up :class:`OutOfTime` is raised.
-            progress: called with the attack's name, the number of its examples done and their
-                total.
+            progress: called with the attack's name, its runs done so far (a fraction) and their
+                number.
             tick: called without arguments after every step of an attack; what it raises ends the
                 evaluation, with the state kept.
+
+        ``progress`` and ``tick`` are for whoever waits; the result does not depend on them.
 
         Returns:
             :class:`AutoAttackResult`.
@@ -180,10 +190,34 @@ class AutoAttack:
             InfeasibleAttack: an attack left its ball or [0, 1], or returned NaN.
             OutOfTime: with the result so far.
         """
-        began = time.monotonic()
         batch_size = min(batch_size, max(len(x), 1))
         target = as_target(model, np.shape(x)[1:], classes, batch_size)
-        x, y, correct = clean_pass(target, x, y)
+        examples = clean_pass(target, x, y)
+        return self.run_on(
+            target,
+            *examples,
+            batch_size=batch_size,
+            state=state,
+            time_budget=time_budget,
+            progress=progress,
+            tick=tick,
+        )
+
+    def run_on(
+        self,
+        target,
+        x,
+        y,
+        correct,
+        *,
+        batch_size=256,
+        state=None,
+        time_budget=None,
+        progress=None,
+        tick=None,
+    ):
+        """As :meth:`run`, on a target whose clean pass has been made (:func:`clean_pass`)."""
+        began = time.monotonic()
         journal = Journal(state, target, x, y, self.settings())
         run = _Run(self, target, x, y, correct, journal, batch_size)
         with journal:
@@ -220,14 +254,12 @@ class _Run:
         for run in range(self.position[1], runs):
             survivors = np.flatnonzero(self.robust)
             survivors = survivors[survivors > self.position[2]]
-            for begin in range(0, len(survivors), session.chunk):
-                index = survivors[begin : begin + session.chunk]
-                self._find(session, number, run, index, tick)
-                left = runs - run - 1
-                if progress:
-                    ahead = len(survivors) - begin - len(index) + left * int(self.robust.sum())
-                    done = run * len(survivors) + begin + len(index)
-                    progress(name, done, done + ahead)
+            chunk = session.chunk(len(survivors))
+            for begin in range(0, len(survivors), chunk):
+                index = survivors[begin : begin + chunk]
+                # In runs, because a later one has fewer examples.
+                span = (run + begin / len(survivors), len(index) / len(survivors))
+                self._find(session, number, run, index, _teller(name, span, runs, progress, tick))
                 self.journal.save(self)
                 yield
             self.position = [number, run + 1, -1]
@@ -246,6 +278,7 @@ class _Run:
         self.position = [number, run, int(index[-1])]
         self.spent["queries"] += found.queries
         self.spent["seconds"] += time.perf_counter() - began
+        tick(1.0)
 
     def _close(self, number, name, attack):
         self.finished.append(
@@ -277,6 +310,25 @@ class _Run:
         )
 
 
+def _teller(name, span, runs, progress, tick):
+    """``tell(share)`` for a batch that takes progress from ``span[0]`` on by ``span[1]``."""
+
+    def tell(share):
+        if tick:
+            tick()
+        if progress:
+            progress(name, span[0] + share * span[1], runs)
+
+    return tell
+
+
+def _fingerprint(variables):
+    digest = hashlib.sha256()
+    for variable in variables:
+        digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable.value)))
+    return digest.hexdigest()
+
+
 def _notes(attacks, classes):
     notes = []
     names = [name for name, attack in attacks if getattr(attack, "objective", None) == "dlr"]
@@ -285,8 +337,12 @@ def _notes(attacks, classes):
         notes.append(
             f"two classes: the DLR loss of {', '.join(names)} is the difference of the logits"
         )
-    elif classes == 3 and "apgd-t" in names:
-        notes.append("three classes: the targeted DLR loss of apgd-t is the difference of logits")
+    aimed = [name for name in names if name in targeted]
+    if classes == 3 and aimed:
+        notes.append(
+            f"three classes: the targeted DLR loss of {', '.join(aimed)} is the difference of "
+            "the logits"
+        )
     for name, attack in attacks:
         if name in targeted and attack.targets > classes - 1:
             notes.append(f"{classes} classes: {name} has {classes - 1} targets of {attack.targets}")

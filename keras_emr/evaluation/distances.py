@@ -41,8 +41,9 @@ def minimum_distances(model, attack, x, y, *, batch_size=256, seed=0, progress=N
     distance = np.where(correct, np.inf, 0.0)
     todo, runs = np.flatnonzero(correct), attack.runs(target.classes)
     for run in range(runs):
-        for begin in range(0, len(todo), session.chunk):
-            index = todo[begin : begin + session.chunk]
+        chunk = session.chunk(len(todo))
+        for begin in range(0, len(todo), chunk):
+            index = todo[begin : begin + chunk]
             found = session.find(x[index], y[index], index, run, seed)
             norms = perturbation(attack.norm, x[index], found.images)
             distance[index] = np.minimum(distance[index], np.where(found.broken, norms, np.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,13 +39,14 @@ class Journal:
         self._wrote, self._took = time.monotonic(), 0.0
         if self.path is None:
             return
-        data = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
+        data = hashlib.sha256(np.ascontiguousarray(x))
+        data.update(np.ascontiguousarray(y))
         self.identity = json.loads(
             json.dumps(
                 {
                     "model": target.fingerprint(),
-                    "data": data,
                     "n": len(x),
+                    "data": data.hexdigest(),
                     "backend": keras.backend.backend(),
                     "keras_emr": __version__,
                     **settings,
@@ -66,9 +68,10 @@ class Journal:
             ) from None
         for name, value in self.identity.items():
             if identity.get(name) != value:
+                name, stored_value, value = _difference(name, identity.get(name), value)
                 raise UserError(
                     f"state: of another evaluation, {name} differs. Received: "
-                    f"{_short(identity.get(name))} in {str(self.path)!r}. Expected "
+                    f"{_short(stored_value)} in {str(self.path)!r}. Expected "
                     f"{_short(value)}; to start anew, remove the file (keras-emr evaluate --fresh)."
                 )
         return stored
@@ -78,8 +81,14 @@ class Journal:
         if self.path is None or self._stored is None:
             return
         meta = self._stored["meta"]
+        if not np.array_equal(run.correct, self._stored["correct"]):
+            raise UserError(
+                "state: the model answers otherwise than when it was written. Received: "
+                f"{int((run.correct != self._stored['correct']).sum())} other clean predictions "
+                f"for {str(self.path)!r}. Expected the same model; to start anew, remove the file "
+                "(keras-emr evaluate --fresh)."
+            )
         run.robust = self._stored["robust"]
-        run.correct = self._stored["correct"]
         run.broken_by = self._stored["broken_by"]
         run.x_adv[self._stored["broken"]] = self._stored["images"]
         run.finished, run.position, run.spent = meta["finished"], meta["position"], meta["spent"]
@@ -129,13 +138,27 @@ class Journal:
             os.replace(aside, self.path)
         except OSError as error:
             self._run = None
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
             raise UserError(
                 f"state: cannot be written ({error.strerror}). Received: {str(self.path)!r}. What "
                 "was written before is intact; make room and go on."
             ) from None
         self._wrote = time.monotonic()
         self._took = self._wrote - began
+
+
+def _difference(name, stored, given):
+    """Where two values differ, as deep inside as can be named: ``(name, stored, given)``."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in [*given, *stored]:
+            if stored.get(key) != given.get(key):
+                return _difference(f"{name}.{key}", stored.get(key), given.get(key))
+    if isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given):
+        for i, (one, other) in enumerate(zip(stored, given, strict=True)):
+            if one != other:
+                return _difference(f"{name}[{i}]", one, other)
+    return name, stored, given
 
 
 def _short(value):

@@ -79,8 +79,9 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
     total = runs * int(correct.sum())
     for run in range(runs):
         survivors = np.flatnonzero(robust)
-        for begin in range(0, len(survivors), session.chunk):
-            index = survivors[begin : begin + session.chunk]
+        chunk = session.chunk(len(survivors))
+        for begin in range(0, len(survivors), chunk):
+            index = survivors[begin : begin + chunk]
             found = session.find(x[index], y[index], index, run, seed)
             keep = found.broken | (found.loss > highest[index])
             x_adv[index[keep]] = found.images[keep]
@@ -102,6 +103,7 @@ def clean_pass(target, x, y):
     Raises:
         UserError: see :func:`checked_examples`; logits of clean images that are not finite.
     """
+    target.asked = 0  # a random model's noise is numbered by what it was asked
     if target.classes is None:  # a function tells with its first answer
         target.predict(np.asarray(x[:1], "float32"))
     x, y = checked_examples(x, y, target.classes)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_emr.attacks.query import QueryAttack
+from keras_emr.attacks.query import QueryAttack, wrong
 from keras_emr.errors import UserError
 from keras_emr.evaluation.attack_run import AttackRun
 from keras_emr.sampling import example_streams
@@ -39,12 +39,27 @@ def open_session(target, attack, batch_size):
 
 
 class GradientSession:
-    """Compiled once; batches of one shape."""
+    """Batches of one shape, or of a smaller one where few examples are left of a long attack."""
+
+    _SMALLEST, _WORTH_COMPILING = 16, 100
 
     def __init__(self, target, attack, batch_size):
         self.target, self.attack = target, attack
-        self.chunk = batch_size
-        self._run = AttackRun(target.model, attack, batch_size)
+        self._batch_size = batch_size
+        self._runs = {}
+
+    def chunk(self, n):
+        """Examples per call of :meth:`find`, of ``n``."""
+        return self._batch_size
+
+    def _run(self, rows):
+        size = self._batch_size
+        if self.attack.steps * self.attack.runs(self.target.classes) >= self._WORTH_COMPILING:
+            while size // 4 >= max(rows, self._SMALLEST):
+                size //= 4
+        if size not in self._runs:
+            self._runs[size] = AttackRun(self.target.model, self.attack, size)
+        return self._runs[size]
 
     def find(self, x, y, index, run, seed, tick=None):
         """Attack at most ``chunk`` examples that are classified correctly: :class:`Found`.
@@ -53,12 +68,12 @@ class GradientSession:
             x, y: NumPy images and labels.
             index: their indices in the data set, which decide their random numbers.
             run, seed: int.
-            tick: called after every step; may raise.
+            tick: called after every step with the share done; may raise.
         """
-        images, loss = self._run.attack_batch(x, y, index, run, seed, tick)
+        images, loss = self._run(len(x)).attack_batch(x, y, index, run, seed, tick)
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
-        return Found(images, self.target.predict(images).argmax(axis=1) != y, loss, 0)
+        return Found(images, wrong(y, self.target.predict(images)), loss, 0)
 
 
 class QuerySession:
@@ -66,7 +81,10 @@ class QuerySession:
 
     def __init__(self, target, attack):
         self.target, self.attack = target, attack
-        self.chunk = target.batch_size
+
+    def chunk(self, n):
+        """As of :class:`GradientSession`: not all at once, or a kill would lose everything."""
+        return int(np.clip(n // 8, min(32, self.target.batch_size), self.target.batch_size))
 
     def find(self, x, y, index, run, seed, tick=None):
         """As :meth:`GradientSession.find`; the loss is 0 where unbroken, infinite where broken."""
@@ -81,25 +99,41 @@ class QuerySession:
             x,
             y,
             example_streams(seed, run, index),
-            None if tick is None else lambda done: tick(),
+            tick and (lambda done: tick(min(done / self.attack.steps, 1.0))),
         )
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
-        broken = self.target.predict(images).argmax(axis=1) != y
+        broken = wrong(y, self.target.predict(images))
         return Found(images, broken, np.where(broken, np.inf, 0.0), int(queries.sum()))
 
 
 def perturbation(norm, x, x_adv):
     """Norms (N,) of ``x_adv - x``, in float64."""
-    delta = (x_adv.astype("float64") - x).reshape(len(x), -1)
-    return np.abs(delta).max(axis=1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+    norms = np.empty(len(x))
+    for begin in range(0, len(x), 256):  # float64 copies of a few, not of all
+        rows = slice(begin, begin + 256)
+        delta = (x_adv[rows].astype("float64") - x[rows]).reshape(len(x[rows]), -1)
+        norms[rows] = np.abs(delta).max(1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+    return norms
 
 
 def within(attack, x, images):
-    """``images``, but the clean one where a minimum-norm attack found nothing near enough."""
-    bounded = getattr(attack, "bounded", True)
-    if bounded or attack.epsilon is None:
+    """``images``, but the clean one where a minimum-norm attack found nothing near enough.
+
+    What an L2 attack in a ball leaves by the rounding of its projection is taken back.
+    """
+    if attack.epsilon is None:
         return images
+    if getattr(attack, "bounded", True):
+        if attack.norm != "l2" or not np.isfinite(images).all():
+            return images
+        size = perturbation("l2", x, images)
+        out = (size > attack.epsilon) & (size <= attack.epsilon * (1 + 1e-5))
+        if not out.any():
+            return images
+        scale = np.where(out, attack.epsilon * (1 - 1e-6) / np.maximum(size, 1e-30), 1.0)
+        back = x + (images - x) * scale[:, None, None, None]
+        return np.where(out[:, None, None, None], np.clip(back, 0, 1), images).astype(images.dtype)
     far = perturbation(attack.norm, x, images) > attack.epsilon
     return np.where(far[:, None, None, None], x, images)
 

@@ -110,6 +110,7 @@ class FunctionTarget:
         self.batch_size = batch_size
         self.gives = None
         self.asked = 0
+        self._probabilities = None
 
     def predict(self, x):
         """Scores (M, K) of images (M, H, W, C): logits, log-probabilities, or one-hot labels."""
@@ -141,7 +142,10 @@ class FunctionTarget:
             )
         self.gives, self.classes = "scores", answer.shape[1]
         answer = answer.astype("float64")
-        if (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-5):
+        if self._probabilities is None:  # once: margins must not change their scale on the way
+            sums = answer.sum(axis=1)
+            self._probabilities = bool((answer >= 0).all() and (np.abs(sums - 1) < 1e-2).all())
+        if self._probabilities:
             # Margins of probabilities vanish where the model is confident; logarithms do not.
             answer = np.log(np.maximum(answer, 1e-45))
         return answer
@@ -156,19 +160,20 @@ def auto_batch_size(model, image_shape, memory=2**30, largest=512):
     """Images at a time whose attack takes about ``memory`` bytes: a power of two.
 
     An attack step keeps the outputs of all layers, their gradients and about as much again in
-    between. A model that does not tell its layers' outputs gets 64.
+    between. A side that depends on the image counts as the image's, which is too much rather than
+    too little. A model that does not tell its layers' outputs gets 64.
 
     Args:
         model: Keras classifier.
         image_shape: (H, W, C).
     """
-    numbers = int(np.prod(image_shape))
+    numbers, largest_side = int(np.prod(image_shape)), max(image_shape[:2])
     for layer in model._flatten_layers(include_self=False):
         try:
             shape = layer.output.shape
         except (AttributeError, ValueError):
             continue
-        numbers += int(np.prod([side or 1 for side in shape[1:]]))
+        numbers += int(np.prod([side or largest_side for side in shape[1:]]))
     if numbers == int(np.prod(image_shape)):
         return 64
     size = max(1, memory // (3 * 4 * numbers))

@@ -15,7 +15,9 @@ import numpy as np
 from keras_emr_cli.main import main
 
 # The quickest evaluation.
-ONLY_PGD = ("--attacks", "pgd", "--steps", 1, "--restarts", 1, "--extra-examples", 0)
+ONLY_PGD = (
+    *("--attacks", "pgd", "--steps", 1, "--restarts", 1, "--extra-examples", 0, "--overwrite"),
+)
 # The smallest run there is; later flags win over these.
 TINY = (
     *("--model", "mlp", "--epochs", "1", "--steps", "2", "--val-steps", "2", "--eval-steps", "2"),

@@ -66,7 +66,12 @@ def test_the_report_of_autoattack(capfd, tmp_path, weak):
     assert report["robustbench"]["clean_acc"] == pytest.approx(clean, abs=1e-3)
 
     assert [check["id"] for check in report["checks"]][:20] == [f"M{i}" for i in range(1, 21)]
-    assert not [check for check in report["checks"] if check["verdict"] == "fail"]
+    verdicts = {check["id"]: check["verdict"] for check in report["checks"]}
+    assert "fail" not in verdicts.values()
+    # What the attacks found has reached the checks.
+    made = ("M1", "M2", "M8", "M12", "M14", "M18", "A-square")
+    assert [verdicts[id] for id in made] == ["pass"] * 7, report["checks"]
+    assert report["threat_model"]["knowledge"].startswith("white box")
     assert report["curves"]["epsilon"]["n"] == 6
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
         "gallery.npz",
@@ -150,13 +155,88 @@ def test_a_time_budget(capfd, tmp_path, weak):
     arguments = given(weak, *AUTO, "--extra-examples", 4, "--out", "r")
     cut = call(capfd, "evaluate", *arguments, "--time-budget", 0, "--json")
     assert cut.code == 75 and "call it again" in cut.err
+    (tmp_path / "r" / "state" / "mine.txt").write_text("not to be deleted")
     report = json.loads(cut.out)
     assert not report["complete"] and report["robustbench"]["autoattack_acc"] is None
     assert report["checks"] == [] and report["curves"]["steps"] is None
     assert (tmp_path / "r" / "state").is_dir()
     fresh = call(capfd, "evaluate", *arguments, "--fresh", "--epsilon", "0.05", "--json")
     assert fresh.code == 0, fresh.err
-    assert json.loads(fresh.out)["complete"] and not (tmp_path / "r" / "state").exists()
+    assert json.loads(fresh.out)["complete"]
+    assert [path.name for path in (tmp_path / "r" / "state").iterdir()] == ["mine.txt"]
+
+
+def test_a_budget_that_ends_after_autoattack(capfd, tmp_path, weak, monkeypatch):
+    """The suite ran to its end, the evaluation did not: no number that looks final."""
+    from keras_emr.evaluation.autoattack import AutoAttack, OutOfTime
+
+    run_on = AutoAttack.run_on
+
+    def second_is_out_of_time(self, *arguments, **options):
+        if self.version == "custom":
+            options["time_budget"] = 0.0
+        return run_on(self, *arguments, **options)
+
+    monkeypatch.setattr(AutoAttack, "run_on", second_is_out_of_time)
+    arguments = given(weak, "--attacks", "autoattack,pgd", "--n-examples", 12, "--out", "r")
+    result = call(capfd, "evaluate", *arguments, "--time-budget", 1000, "--json")
+    assert result.code == 75, result.err
+    report = json.loads(result.out)
+    assert not report["complete"] and report["robustbench"]["autoattack_acc"] is None
+    assert OutOfTime.__name__ not in result.err
+
+
+def test_attacks_on_survivors(capfd, weak):
+    arguments = given(weak, "--attacks", "apgd-ce,apgd-dlr,square", "--steps", 20, "--survivors")
+    result = call(capfd, "evaluate", *arguments, "--extra-examples", 0, "--out", "r", "--json")
+    assert result.code == 0, result.err
+    first, second, third = json.loads(result.out)["attacks"]
+    assert (first["options"]["objective"], second["options"]["objective"]) == (
+        "cross_entropy",
+        "dlr",
+    )
+    assert second["attacked"] == first["attacked"] - first["broken"]
+    assert third["attacked"] == second["attacked"] - second["broken"]
+    refused = call(capfd, "evaluate", *given(weak, *AUTO, "--survivors"))
+    assert_error(refused, 3, "--survivors", "Received: autoattack")
+
+
+def test_a_run_is_evaluated_from_within(capfd, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(run.path)
+    result = call(capfd, "evaluate", ".", *ONLY_PGD, "--out", tmp_path / "r", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["model"]["name"] == "toy-run"
+    other_norm = call(capfd, "evaluate", ".", *ONLY_PGD, "--norm", "l2")
+    assert_error(other_norm, 3, "--epsilon", "another norm", "linf")
+
+
+def test_a_random_model_is_counted_once(capfd, tmp_path, weak):
+    """Its answers differ from call to call; every attack must start from the same ones."""
+    import keras
+
+    class Noise(keras.layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.generator = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+    keras.saving.register_keras_serializable("tests")(Noise)
+    plain = keras.saving.load_model(weak / "rows.keras")
+    noisy = keras.Sequential([keras.Input((6, 6, 1)), Noise(), *plain.layers])
+    noisy.save(tmp_path / "noisy.keras")
+    arguments = ["noisy.keras", *given(weak)[1:], "--attacks", "fgsm,mi-fgsm,square", "--out", "r"]
+    result = call(capfd, "evaluate", *arguments, "--extra-examples", 16, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert {entry["attacked"] for entry in report["attacks"]} == {report["accuracy"]["correct"]}
+    (check,) = [check for check in report["checks"] if check["id"] == "M10"]
+    assert check["verdict"] == "fail" and "random" in check["text"]
+    averaged = call(capfd, "evaluate", *arguments[:-3], "autoattack-rand", "--out", "r2",
+                    "--extra-examples", 8, "--n-examples", 8, "--json")  # fmt: skip
+    (check,) = [c for c in json.loads(averaged.out)["checks"] if c["id"] == "M10"]
+    assert check["verdict"] == "warn"
 
 
 def test_several_attacks_count_together(capfd, weak):
@@ -196,3 +276,14 @@ def test_an_earlier_report_survives_what_goes_wrong(capfd, tmp_path, weak, monke
     assert {name: left[name] for name in before} == before and set(left) - set(before) <= {"state"}
     (tmp_path / "file").write_text("x")
     assert_error(call(capfd, "evaluate", *arguments[:-1], "file"), 3, "out", "not a folder")
+    careful = [a for a in arguments if a != "--overwrite"]
+    assert_error(call(capfd, "evaluate", *careful), 3, "finished report", "--overwrite")
+    cut = call(capfd, "evaluate", *arguments, "--attacks", "autoattack", "--steps", "auto",
+               "--restarts", "auto", "--time-budget", 0)  # fmt: skip
+    assert cut.code == 75
+    left = snapshot(tmp_path / "r")
+    assert {name: left[name] for name in before} == before
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "report.html").write_text("my thesis")
+    theirs = call(capfd, "evaluate", *arguments[:-1], "theirs")
+    assert_error(theirs, 3, "not an evaluation of keras_emr")

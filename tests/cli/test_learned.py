@@ -34,7 +34,17 @@ def maximizer(path):
 
 
 def evaluate(capfd, *arguments):
-    quick = ("--json", "--quiet", "--restarts", 1, "--extra-examples", 0, "--out", "r")
+    quick = (
+        "--json",
+        "--quiet",
+        "--restarts",
+        1,
+        "--extra-examples",
+        0,
+        "--out",
+        "r",
+        "--overwrite",
+    )
     result = call(capfd, "evaluate", *arguments, *quick)
     assert result.code == 0, result.err
     return json.loads(result.out), result.err

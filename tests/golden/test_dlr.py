@@ -1,5 +1,6 @@
 """The difference of logits ratio, and targeted APGD that climbs it, against NumPy."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -121,7 +122,9 @@ def test_apgd_t_every_step(float64, norm, epsilon, rank):  # noqa: F811
             np.testing.assert_allclose(got, want.reshape(got.shape), atol=1e-6)
     assert compared > 0.4 * n * problem.n
     found = ref.numpy(attack.result(state)).reshape(-1, *SHAPE)
-    assert np.abs(found - problem.x).max() <= epsilon + 1e-9 or norm == "l2"
+    delta = (found - problem.x).reshape(problem.n, D)
+    size = np.abs(delta).max(1) if norm == "linf" else np.sqrt((delta**2).sum(1))
+    assert (size <= epsilon + 1e-9).all()
 
 
 def test_each_run_has_its_target_and_every_target_its_run():
@@ -134,6 +137,7 @@ def test_each_run_has_its_target_and_every_target_its_run():
     assert ranks == [1, 2, 3, 1, 2, 3]
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
 def test_a_new_target_compiles_nothing():
     x, y = images(8, classes=4)
     run = AttackRun(network(classes=4), APGDTargeted(0.1, steps=2), 8)
@@ -149,5 +153,4 @@ def test_a_new_target_compiles_nothing():
     first = len(calls)
     for target in (1, 2):
         run.attack_batch(x, y, np.arange(8), target, 0)
-    if ops.__name__ and __import__("keras").backend.backend() != "torch":
-        assert len(calls) == first > 0
+    assert len(calls) == first > 0
