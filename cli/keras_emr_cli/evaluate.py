@@ -141,8 +141,6 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
             bars(*moved)
             tick()
 
-        for line in _remarks(settings, data, y):
-            reporter.say(line)
         assessment = Assessment(
             target,
             x,

@@ -25,7 +25,7 @@ def weak(tmp_path_factory):
     y = np.arange(64) % 4
     x = rng.uniform(0.3, 0.5, (64, 6, 6, 1)).astype("float32")
     x[np.arange(64), y] += np.linspace(0.02, 0.5, 64)[:, None, None].astype("float32")
-    parts = {"x_train": x, "y_train": y, "x_test": x[::4], "y_test": y[::4]}
+    parts = {"x_train": x, "y_train": y, "x_test": x[::3], "y_test": y[::3]}
     np.savez(folder / "rows.npz", **parts)
     model = keras.Sequential(
         [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
@@ -96,6 +96,8 @@ def test_what_is_printed(capfd, weak):
     ):
         assert text in result.out
     assert "r/report.html" in result.out
+    few = call(capfd, "evaluate", *given(weak, *ONLY_PGD, "--n-examples", 2, "--out", "few"))
+    assert "note: 2 of 4 classes are not among these 2 images" in few.out
 
 
 def stop_when_the_state_is_there(arguments, cwd, number):
@@ -256,8 +258,8 @@ def test_transfer(capfd, weak, tmp_path):
     assert result.code == 0, result.err
     (entry,) = json.loads(result.out)["attacks"]
     assert entry["queries"] == entry["attacked"] > entry["broken"] > 0
-    missing = call(capfd, "evaluate", *arguments, "--surrogates", "nowhere.keras")
-    assert_error(missing, 3, "model not found", "'nowhere.keras'")
+    missing = call(capfd, "evaluate", *arguments, "--overwrite", "--surrogates", "nowhere")
+    assert_error(missing, 3, "model not found", "'nowhere'")
 
 
 def test_an_earlier_report_survives_what_goes_wrong(capfd, tmp_path, weak, monkeypatch):

@@ -122,7 +122,7 @@ def test_distances():
         assert found[i] == pytest.approx(min(gaps), rel=0.03)
         assert found[i] >= min(gaps) - 1e-5
     constant = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3)])
-    constant.layers[-1].set_weights([np.zeros((16, 3)), np.array([1.0, 0.0, 0.0])])
+    constant.layers[-1].set_weights([np.zeros((16, 3)), np.array([2.0, 0.0, 0.0])])
     fab = ATTACKS.get("fab-t")(steps=2)
     assert np.isinf(minimum_distances(constant, fab, x, np.zeros(12, int))).all()
     with pytest.raises(ke.UserError, match="minimum-norm attack"):
