@@ -656,7 +656,7 @@ def test_bad_options_are_refused_in_one_line(make, field):
 @pytest.mark.parametrize(
     "attack",
     [
-        APGD(0.2, "l2", 7, "odi", 2, "margin", rho=0.5, keep="fooled"),
+        APGD(0.2, "l2", 7, "odi", 2, "margin", rho=0.5, keep="fooled", eot=2),
         LineSearch(0.2, "l2", 7, "none", 2, "kl", 0.3, 0.7, 0.01, 4, True),
         APGD(0.1),
         LineSearch(0.1),
