@@ -399,8 +399,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(monkeypatch):
     robust = classifier(phi=keras.optimizers.Adam(1e-2))
     logs = fit(robust, slice(0, 2 * SIZE))
     assert logs["skipped_updates"] == 1
-    assert_same(phi, phi_of(robust))
-    assert_same(slots, slots_of(robust))
+    # Two programs, which JAX may round differently; an update is four orders larger.
+    assert_close(phi, phi_of(robust), 1e-6)
+    assert_close(slots, slots_of(robust), 1e-6)
     assert_close(snapshot(usual.model.variables), snapshot(robust.model.variables), 1e-7)
     assert all(np.isfinite(v).all() for v in snapshot(robust.variables))
 
