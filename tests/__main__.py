@@ -13,7 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PER_BACKEND = ("attacks", "defenses", "evaluation", "golden", "models", "regularizers", "training")
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-# Half of JAX's time is XLA's, on functions that run once or twice; this nearly halves it.
+# Half of JAX's time is XLA's, on functions that run once or twice; this nearly halves the whole.
+# The pinned jaxlib knows the flag; one that does not would abort.
 PLAIN_XLA = "--xla_cpu_use_fusion_emitters=false"
 NOTHING_SELECTED = 5
 
