@@ -5,15 +5,19 @@ arguments go to pytest, e.g. ``python -m tests -m slow``; then one process at a 
 """
 
 import os
+import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PER_BACKEND = ("attacks", "defenses", "evaluation", "golden", "models", "regularizers", "training")
+PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-# Half of JAX's time is XLA's, on functions that run once or twice; this nearly halves it.
+# Half of JAX's time is XLA's, on functions that run once or twice; this nearly halves the whole.
+# The pinned jaxlib knows the flag; one that does not would abort.
 PLAIN_XLA = "--xla_cpu_use_fusion_emitters=false"
 NOTHING_SELECTED = 5
 
@@ -31,23 +35,39 @@ def run(backend, folders, arguments, threads):
     return done.returncode, f"== {backend}: {' '.join(folders)}\n{done.stdout}"
 
 
+def total(outputs, seconds):
+    """One line in pytest's words over all processes: theirs, each for itself, misread easily."""
+    counts = Counter()
+    for output in outputs:
+        summary = re.findall(r"^=*\s*(\d+ \w+.*) in [\d.]+s.*$", output, re.M)[-1:]
+        for count, kind in re.findall(r"(\d+) ([a-z]+)", " ".join(summary)):
+            counts[{"error": "errors", "warning": "warnings"}.get(kind, kind)] += int(count)
+    order = ("failed", "errors", "passed", "skipped", "xfailed", "deselected", "warnings")
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in order if counts[kind])
+    return f"{said or 'no tests ran'} in {seconds:.2f}s"
+
+
 def main():
     default = not sys.argv[1:]
     arguments = ["-q", "-m", "not slow and not gpu"] if default else sys.argv[1:]
     at_once, threads = (min(2, os.cpu_count() or 1), THREADS) if default else (1, {})
     folders = {p.name for p in HERE.iterdir() if p.is_dir() and any(p.glob("test_*.py"))}
-    per_backend = [f for f in PER_BACKEND if f in folders]
-    rest = sorted(folders - set(per_backend) - {"cli"})
+    once = sorted(folders - {"cli"}.union(*PER_BACKEND))
+    groups = [list(group) for group in PER_BACKEND]
     # The longest first.
-    jobs = [("jax", per_backend), ("tensorflow", ["cli"]), ("tensorflow", per_backend)]
-    jobs += [("tensorflow", rest), ("torch", per_backend)]
-    codes = []
+    jobs = [("jax", group) for group in groups] + [("tensorflow", ["cli"])]
+    jobs += [("tensorflow", group) for group in groups] + [("tensorflow", once)]
+    jobs += [("torch", [folder for group in groups for folder in group])]
+    start, codes, outputs = time.monotonic(), [], []
     with ThreadPoolExecutor(at_once) as pool:
         for done in as_completed([pool.submit(run, *job, arguments, threads) for job in jobs]):
             code, output = done.result()
             print(output, flush=True)
             codes.append(code)
-    sys.exit(next((code for code in codes if code not in (0, NOTHING_SELECTED)), 0))
+            outputs.append(output)
+    print(f"== all\n{total(outputs, time.monotonic() - start)}", flush=True)
+    failed = next((code for code in codes if code not in (0, NOTHING_SELECTED)), 0)
+    sys.exit(failed or (NOTHING_SELECTED if set(codes) == {NOTHING_SELECTED} else 0))
 
 
 if __name__ == "__main__":

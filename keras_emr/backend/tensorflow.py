@@ -9,11 +9,9 @@ import tensorflow as tf
 def _after(done, tensors):
     """``tensors``, which nothing can use before all of ``done`` has been computed.
 
-    A step may read a weight without that weight's gradient depending on the value read (the last
-    bias in EMR's pass, any weight in a pass for a metric). TensorFlow's own edge from such a read
-    to the update gets lost in graph optimisation: the dependency optimizer drops it where a longer
-    path leads through the ``ones_like(loss)`` that starts the gradient, then that is folded to a
-    constant. The pass may then see the updated weight. Hence this edge, and constant starts.
+    A step may read a weight without that weight's gradient depending on the value read, as the last
+    bias in EMR's pass. TensorFlow's dependency optimizer drops its own edge from such a read to
+    the update, and the pass may then see the updated weight.
     """
     with tf.control_dependencies(tf.nest.flatten(done)):
         return [t if t is None else tf.identity(t) for t in tensors]
@@ -50,14 +48,8 @@ def gradient(fn, values):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
         scalar, aux = fn(values)
-    gradients = tape.gradient(
-        scalar,
-        values,
-        output_gradients=tf.ones((), scalar.dtype),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    aux = tf.nest.map_structure(tf.stop_gradient, aux)
-    return aux, _after(aux, [tf.stop_gradient(g) for g in gradients])
+    gradients = tape.gradient(scalar, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return tf.nest.map_structure(tf.stop_gradient, (aux, gradients))
 
 
 def update(optimizer, gradients, variables):
@@ -128,9 +120,7 @@ class StepMixin:
         with tf.GradientTape() as tape:
             loss, logs = self.robust_step(x, y, sample_weight, training=True)
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(
-            scaled, self.trainable_weights, output_gradients=tf.ones((), scaled.dtype)
-        )
+        gradients = tape.gradient(scaled, self.trainable_weights)
         gradients = _after((loss, logs), gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         if self._learns == "alternating":

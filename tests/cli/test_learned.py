@@ -157,3 +157,10 @@ def test_a_checkpoint_that_is_not_a_maximizer(content, learned, tmp_path, capfd)
 def test_times_must_be_at_least_one(learned, capfd):
     result = call(capfd, "evaluate", learned.path, "--attacks", "learned", "--times", "2,0")
     assert_error(result, 3, "--times", "'2,0'", ">= 1")
+
+
+def test_the_preprocessings_are_the_librarys():
+    from keras_emr.maximizers import preprocessing
+    from keras_emr_cli.train_settings import PREPROCESSINGS
+
+    assert PREPROCESSINGS == preprocessing.PREPROCESSINGS

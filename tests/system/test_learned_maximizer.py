@@ -76,8 +76,8 @@ shape = (28, 28, 1)
 pair = classifier(ke.PGD(0.3), shape), classifier(ke.LearnedAttack(0.3), shape)
 print(np.median(ratios(*pair, x, y, 12)[0]))
 """
-# Measured on two cores: 1.20 to 1.35, 1.24 to 1.36, 1.33 to 1.39; differentiating the loss through
-# the steps would be about 2. The bounds leave room for a busy machine.
+# The README has what was measured; differentiating the loss through the steps would be about 2.
+# The bounds leave room for a busy machine.
 LIMITS = {"tensorflow": 1.6, "jax": 1.65, "torch": 1.7}
 # As the command line sets them up.
 TUNED = {

@@ -61,6 +61,11 @@ STEPS = {
     "trades with EMR": ("trades", {"attack": ke.PGD(0.1, steps=2), "regularizers": [EMR]}),
     "mart": ("mart", {"attack": ke.PGD(0.1, steps=2)}),
     "learned": ("at", {"attack": ke.LearnedAttack(0.1, **LEARNED)}),
+    "learned, one step": (
+        "at",
+        {"attack": ke.LearnedAttack(0.1, steps=1, maximizer=ke.LearnedMaximizer(use_bias=True))},
+    ),
+    "generator": ("at", {"attack": ke.LearnedAttack.named("generator-naive", 0.1)}),
     "alternating": (
         "trades",
         {"attack": ke.LearnedAttack(0.1, **LEARNED), "maximizer_update": "alternating"},
