@@ -16,9 +16,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-# Half of JAX's time is XLA's, on functions that run once or twice; this nearly halves the whole.
-# The pinned jaxlib knows the flag; one that does not would abort.
-PLAIN_XLA = "--xla_cpu_use_fusion_emitters=false"
+# Half of JAX's time is XLA's, on functions that run once or twice: it need not try hard. The pinned
+# jaxlib knows these flags; one that does not would abort.
+PLAIN_XLA = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 NOTHING_SELECTED = 5
 
 

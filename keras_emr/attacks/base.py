@@ -68,14 +68,25 @@ class Objective:
 
     def look(self, x):
         """Objective (N,), whether classified correctly (N,), gradient; one pass each way."""
-        total = None
-        for i in range(self.passes):
-            value, right, gradient = backend.value_and_grad(lambda x, i=i: self._both(x, i), x)
-            total = gradient if total is None else total + gradient
-        return value, right, total / self.passes if self.passes > 1 else total
+        if self.passes == 1:
+            return self._pass(x)
 
-    def _both(self, x, i):
-        logits = self.logits(x, i) if self.passes > 1 else self.logits(x)
+        def add(i, state):
+            value, right, gradient = self._pass(x, i)
+            return value, right, state[2] + gradient
+
+        # In a loop: so many copies of a network would take long to compile.
+        rows = ops.zeros_like(losses.widen(x[:, 0, 0, 0]))
+        nothing = (rows, ops.zeros_like(self.y, dtype="bool"), ops.zeros_like(x))
+        value, right, total = backend.loop(self.passes, add, nothing, unroll=self.unroll)
+        return value, right, total / self.passes
+
+    def _pass(self, x, *number):
+        value, right, gradient = backend.value_and_grad(lambda x: self._both(x, *number), x)
+        return value, right, gradient
+
+    def _both(self, x, *number):
+        logits = self.logits(x, *number)
         return self.loss(logits), losses.correct(self.y, logits)
 
     def gradient(self, x):

@@ -11,8 +11,10 @@ from keras import layers
 
 import keras_emr as ke
 from keras_emr import backend
+from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.base import Objective
 from keras_emr.defenses import DEFENSES, get_defense
+from keras_emr.evaluation.attack_run import AttackRun
 from keras_emr.network import Network
 
 EPSILON = 0.1
@@ -37,6 +39,16 @@ LEARNED = {
         {"latent": True, "bptt_horizon": 2},
     ),
     "sign": ({"cell": "lstm", "preprocessing": "sign"}, {"start": "uniform"}),
+}
+
+
+# Attacks of evaluation: without a sign, so that only rounding differs, and with one.
+SEARCHED = {
+    "apgd-t": {"norm": "l2", "steps": 6},
+    "cw-l2": {"searches": 2, "iterations": 10, "initial_c": 10.0, "learning_rate": 0.1},
+    "deepfool": {"norm": "l2", "steps": 6},
+    "fab-t": {"norm": "l2", "steps": 6},
+    "mi-fgsm": {"steps": 6},
 }
 
 
@@ -132,6 +144,14 @@ def main(source, target):
     margins = ke.effective_margins(model, given["x"], given["y"])
     keep("margins/l2", margins.l2)
     keep("margins/linf", margins.linf)
+
+    right = keras.ops.convert_to_numpy(keras.ops.argmax(clean, axis=-1)).astype("int32")
+    for name, options in SEARCHED.items():
+        radius = EPSILON if options.get("norm", "linf") == "linf" else 5 * EPSILON
+        attack = ATTACKS.get(name)(None if name in ("cw-l2", "deepfool") else radius, **options)
+        run = AttackRun(model, attack, len(right))
+        images, _ = run.attack_batch(given["x"], right, np.arange(len(right)), 0, 0)
+        keep(f"{'sign' if name == 'mi-fgsm' else 'search'}/{name}", images - given["x"])
 
     for name in LEARNED:
         attack = learned(given, name)
