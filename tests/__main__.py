@@ -58,8 +58,8 @@ def main():
     once = sorted(folders - {"cli"}.union(*PER_BACKEND))
     groups = [list(group) for group in PER_BACKEND]
     # The longest first.
-    jobs = [("jax", group) for group in groups] + [("tensorflow", ["cli"])]
-    jobs += [("tensorflow", group) for group in groups] + [("tensorflow", once)]
+    jobs = [("tensorflow", ["cli"]), ("jax", groups[1]), ("tensorflow", once)]
+    jobs += [(backend, group) for group in groups for backend in ("tensorflow", "jax")][:-1]
     jobs += [("torch", [folder for group in groups for folder in group])]
     start, codes, outputs = time.monotonic(), [], []
     with ThreadPoolExecutor(at_once) as pool:

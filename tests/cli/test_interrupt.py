@@ -49,9 +49,10 @@ def stop_after_first_epoch(arguments, number, cwd, environment):
     ("number", "code", "backend"),
     [
         (signal.SIGINT, 130, "tensorflow"),
-        (signal.SIGTERM, 75, "jax"),
+        (signal.SIGTERM, 75, "torch"),
+        pytest.param(signal.SIGTERM, 75, "jax", marks=pytest.mark.slow),
     ],
-    ids=["SIGINT-tensorflow", "SIGTERM-jax"],
+    ids=["SIGINT-tensorflow", "SIGTERM-torch", "SIGTERM-jax"],
 )
 def test_a_signal_stops_a_run_that_can_go_on(tmp_path, jax_cache, number, code, backend):
     # As in test_run.py, so that JAX finds the programs compiled.

@@ -295,7 +295,10 @@ def test_models_work_without_keras_emr(run, data, tmp_path):
 # --- the same command again, and in two parts
 
 
-@pytest.fixture(scope="module", params=["tensorflow", "jax", "torch"])
+@pytest.fixture(
+    scope="module",
+    params=["tensorflow", pytest.param("jax", marks=pytest.mark.slow), "torch"],
+)
 def twins(request, tmp_path_factory, jax_cache):
     """Two processes train the same models: the folder with their runs, and how each call ended.
 

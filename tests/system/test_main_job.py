@@ -21,7 +21,7 @@ def test_the_default_run(tmp_path):
     seconds = time.perf_counter() - began
     assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path / "runs" / "digits-small-cnn-trades-emr"
-    report = json.loads((run / "report" / "report.json").read_text())
+    report = json.loads((run / "report" / "training.json").read_text())
     print(done.stdout, f"\nwall time {seconds:.0f} s")
     standard, robust = (
         next(r for r in report["results"] if r["model"] == m and r["checkpoint"] == "best")

@@ -1,0 +1,38 @@
+"""Memory does not grow with the number of images that an evaluation has behind it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.parity.test_parity import BACKENDS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is Linux's")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
+    worker = Path(__file__).with_name("memory_worker.py")
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(worker.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert told["n"] == 10_000 and told["batch_size"] < 1000
+    for name in ("apgd", "fab-t", "square"):
+        resident = [size for attack, size in told["resident"] if attack == name]
+        assert len(resident) > 20, name
+        # Allocators breathe; what grows with the batches shows between the first and last third.
+        third = len(resident) // 3
+        early, late = np.median(resident[1:third]), np.median(resident[-third:])
+        assert late < early + 15, (name, resident)  # MiB; half of one copy of the images
+    assert max(size for _, size in told["resident"]) < told["resident"][1][1] + 200
