@@ -1,12 +1,17 @@
-"""Progress on stderr: a live bar on a terminal, a line per epoch everywhere."""
+"""Progress on stderr: a live bar on a terminal; a line per epoch or attack everywhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+# Seconds between two lines about the same work where there is no bar.
+_EVERY = 60.0
 
 
 def warn(text):
@@ -53,15 +58,51 @@ class Reporter:
         return update
 
     def by_title(self):
-        """A callable ``(title, done, total)`` that moves a bar per title."""
-        bars = {}
+        """A callable ``(title, done, total)`` that moves a bar per title.
+
+        Elsewhere than on a terminal: a line a minute with the time left, and one at the end of
+        each title.
+        """
+        bars, lines = {}, {}
 
         def update(title, done, total):
             if title not in bars:
                 bars[title] = self.steps(title)
+                lines[title] = _Lines(title)
             bars[title](done, total)
+            if self.bar.disable and (line := lines[title].tell(done, total)):
+                self.say(line)
 
         return update
+
+
+class _Lines:
+    """What a log shows of one piece of work."""
+
+    def __init__(self, title):
+        self.title = title
+        self.began = self.told = time.monotonic()
+        self.ended = False
+
+    def tell(self, done, total):
+        """A line, or ``None`` where there is nothing new to say."""
+        now = time.monotonic()
+        if self.ended or (done < total and now - self.told < _EVERY):
+            return None
+        self.told, spent = now, now - self.began
+        if done >= total:
+            self.ended = True
+            return f"{self.title}  done in {_duration(spent)}"
+        left = f", about {_duration(spent * (total - done) / done)} left" if done else ""
+        return f"{self.title}  {100 * done / total:.0f} %{left}"
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 class EpochReport(keras.callbacks.Callback):

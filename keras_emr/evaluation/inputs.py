@@ -40,6 +40,19 @@ def require_finite(finite):
         )
 
 
+def require_classifier(model, image_shape):
+    """Raise :class:`UserError` unless ``model`` takes images (H, W, C) and ends in logits."""
+    takes, given = own_input_shape(model), tuple(image_shape)
+    if takes is not None:
+        sides = zip(takes, given, strict=False)
+        if len(takes) != len(given) or any(side not in (None, has) for side, has in sides):
+            raise UserError(
+                f"model and data do not fit. Received: images {given} for a model that takes "
+                f"{tuple(takes)}."
+            )
+    require_logits(model, given)
+
+
 def require_fit(model, image_shape, classes):
     """Raise :class:`UserError` unless ``model`` takes images of that shape and has such classes.
 
@@ -48,15 +61,7 @@ def require_fit(model, image_shape, classes):
         image_shape: (H, W, C) of the data.
         classes: number of classes in the data; the model may have more outputs.
     """
-    takes, given = own_input_shape(model), tuple(image_shape)
-    require_logits(model, given)
-    if takes is not None:
-        sides = zip(takes, given, strict=False)
-        if len(takes) != len(given) or any(side not in (None, has) for side, has in sides):
-            raise UserError(
-                f"model and data do not fit. Received: images {given} for a model that takes "
-                f"{tuple(takes)}."
-            )
+    require_classifier(model, image_shape)
     if Network(model).classes < classes:
         raise UserError(
             f"model and data do not fit. Received: {classes} classes for a model with "

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_emr import backend
 from keras_emr.evaluation.batching import in_batches
+from keras_emr.evaluation.inputs import require_classifier
 from keras_emr.geometry import norm as norm_of
 from keras_emr.losses import one_hot, pick, widen
 from keras_emr.network import Network
@@ -81,7 +82,11 @@ def effective_margins(model, x, y, batch_size=256):
         model: Keras classifier to logits.
         x: (N, H, W, C) images in [0, 1].
         y: (N,) integer labels.
+
+    Raises:
+        UserError: the model takes other images, or does not end in logits.
     """
+    require_classifier(model, np.shape(x)[1:])
     return MarginMeter(model, batch_size)(x, y)
 
 

@@ -12,8 +12,8 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.errors import UserError
 from keras_emr.evaluation.batching import padded
+from keras_emr.evaluation.inputs import require_classifier
 from keras_emr.losses import widen
-from keras_emr.models.logits import require_logits
 from keras_emr.network import Network
 
 _SMALLEST = 16
@@ -30,12 +30,13 @@ def as_target(model, image_shape, classes=None, batch_size=256):
         batch_size: most images at a time.
 
     Raises:
-        UserError: neither a model nor a function, a model that does not end in logits.
+        UserError: neither a model nor a function; a model that takes other images or does not end
+            in logits.
     """
     if isinstance(model, KerasTarget | FunctionTarget):
         return model
     if isinstance(model, keras.Model):
-        require_logits(model, image_shape)
+        require_classifier(model, image_shape)
         return KerasTarget(model, batch_size)
     if callable(model):
         return FunctionTarget(model, classes, batch_size)

@@ -113,6 +113,9 @@ def test_what_is_printed(capfd, weak):
     ):
         assert text in result.out
     assert "r/report.html" in result.out
+    # Where there is no terminal: a line per attack.
+    assert [line.split("  ")[0] for line in result.err.splitlines()][:2] == ["fgsm", "square"]
+    assert all("  done in " in line for line in result.err.splitlines()), result.err
     few = call(capfd, "evaluate", *given(weak, *ONLY_PGD, "--n-examples", 2, "--out", "few"))
     assert "note: 2 of 4 classes are not among these 2 images" in few.out
 
@@ -284,6 +287,40 @@ def test_transfer(capfd, weak, tmp_path):
     assert_error(missing, 3, "model not found", "'nowhere'")
 
 
+def test_a_transfer_that_was_cut_short_wants_the_same_surrogates(capfd, tmp_path, weak):
+    import keras
+
+    other = keras.saving.load_model(weak / "rows.keras")
+    other.layers[-1].bias.assign([0.1, 0, 0, 0])
+    other.save("other.keras")
+    arguments = given(weak, "--attacks", "transfer", "--extra-examples", 0, "--out", "r", "--quiet")
+    first, second = weak / "rows.keras", tmp_path / "other.keras"
+    cut = call(capfd, "evaluate", *arguments, "--time-budget", 0, "--surrogates", first)
+    assert cut.code == 75
+    refused = call(capfd, "evaluate", *arguments, "--surrogates", second)
+    assert_error(refused, 3, "another evaluation", "--fresh")
+    again = call(capfd, "evaluate", *arguments, "--surrogates", first)
+    assert again.code == 0, again.err
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_attack(capfd, tmp_path, weak, monkeypatch):
+    from keras_emr.evaluation import report
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    arguments = given(weak, *ONLY_PGD, "--out", "r", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "_write", full)
+        assert_error(call(capfd, "evaluate", *arguments), 3, "No space left", "r")
+    left = snapshot(tmp_path / "r")
+    assert sorted(left) == ["state", "state/00-pgd-1x1.npz"]
+    # Nothing is attacked again.
+    monkeypatch.setattr("keras_emr.evaluation.session.GradientSession.find", full)
+    again = call(capfd, "evaluate", *arguments, "--json")
+    assert again.code == 0 and json.loads(again.out)["complete"], again.err
+
+
 def test_an_earlier_report_survives_what_goes_wrong(capfd, tmp_path, weak, monkeypatch):
     arguments = given(weak, *ONLY_PGD, "--out", "r")
     assert call(capfd, "evaluate", *arguments).code == 0
@@ -294,7 +331,7 @@ def test_an_earlier_report_survives_what_goes_wrong(capfd, tmp_path, weak, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        result = call(capfd, "evaluate", *arguments, "--seed", 1)
+        result = call(capfd, "evaluate", *arguments, "--seed", 1, "--quiet")
     assert_error(result, 3, "No space left")
     left = snapshot(tmp_path / "r")
     assert {name: left[name] for name in before} == before and set(left) - set(before) <= {"state"}

@@ -127,3 +127,18 @@ def test_distances():
     assert np.isinf(minimum_distances(constant, fab, x, np.zeros(12, int))).all()
     with pytest.raises(ke.UserError, match="minimum-norm attack"):
         minimum_distances(model, ke.PGD(0.1), x, y)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8, 1), (4, 6, 6, 3), (4, 6, 6)])
+@pytest.mark.parametrize("what", ["attack", "autoattack", "margins"])
+def test_images_that_the_model_does_not_take_are_one_line(shape, what):
+    model, x, y = network(), np.zeros(shape, "float32"), np.zeros(4, int)
+    with pytest.raises(ke.UserError, match="do not fit") as refused:
+        if what == "attack":
+            ke.evaluate_attack(model, ke.PGD(0.1, steps=1), x, y)
+        elif what == "autoattack":
+            ke.AutoAttack(0.1).run(model, x, y)
+        else:
+            ke.effective_margins(model, x, y)
+    assert str(shape[1:]) in str(refused.value) and "(6, 6, 1)" in str(refused.value)
+    assert "\n" not in str(refused.value)
