@@ -338,6 +338,7 @@ def run(options):
                 for name, process in parties.items():
                     if turn == 0 or answers[name][0] is not None:
                         answers[name].append(ask(process, job))
+                        print(f"{job} {name}: {answers[name][-1]}", file=sys.stderr, flush=True)
             report(job, answers, len(x), min(options.n_distance, len(x)))
         for process in parties.values():
             process.stdin.close()

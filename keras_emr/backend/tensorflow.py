@@ -1,6 +1,7 @@
 """TensorFlow: gradients, compiled functions and the training step."""
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
@@ -90,7 +91,9 @@ def loop(n, body, state, unroll=False):
 
 def compiled(fn, variables):
     """``fn`` as a graph function; it reads ``variables`` where they live."""
-    return tf.function(fn, reduce_retracing=True, autograph=False)
+    # A partial has no code object, by which TensorFlow would take the functions of all models for
+    # one that is traced again and again, and warn.
+    return tf.function(functools.partial(fn), reduce_retracing=True, autograph=False)
 
 
 @contextlib.contextmanager
