@@ -112,8 +112,8 @@ def _require_free(out, overwrite):
 def _evaluate(path, settings, data, out, fresh, quiet, stop):
     from keras_emr.evaluation.assessment import Assessment
     from keras_emr.evaluation.inputs import checked_examples, require_fit
-    from keras_emr.evaluation.report import write_report
     from keras_emr.evaluation.target import KerasTarget, auto_batch_size
+    from keras_emr.reports.files import write_report
     from keras_emr.training.callbacks import Interrupted
     from keras_emr_cli.evaluate_attacks import jobs, surrogates
     from keras_emr_cli.progress import Reporter

@@ -9,7 +9,6 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
 # Seconds between two lines about the same work where there is no bar.
 _EVERY = 60.0
 

@@ -25,9 +25,9 @@ def command(targets, out, overwrite, as_json):
     report.json. Accuracies under attack are upper bounds of robust accuracy.
     """
     out = _check_out(out, overwrite)
-    from keras_emr.evaluation.report import find_report, read_images, read_report, write_files
-    from keras_emr.evaluation.report_compare import differences, row, titles
-    from keras_emr.evaluation.report_page import COMPARISON, page
+    from keras_emr.reports.compare import differences, row, titles
+    from keras_emr.reports.files import find_report, read_images, read_report, write_files
+    from keras_emr.reports.page import COMPARISON, page
 
     paths = [find_report(target) for target in targets]
     _require_distinct(paths)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from keras_emr.evaluation.report import read_report
+from keras_emr.reports.files import read_report
 from tests.cli.harness import (
     ONLY_PGD,
     assert_error,
@@ -304,14 +304,14 @@ def test_a_transfer_that_was_cut_short_wants_the_same_surrogates(capfd, tmp_path
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_attack(capfd, tmp_path, weak, monkeypatch):
-    from keras_emr.evaluation import report
+    from keras_emr.reports import files
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     arguments = given(weak, *ONLY_PGD, "--out", "r", "--quiet")
     with monkeypatch.context() as patch:
-        patch.setattr(report, "_write", full)
+        patch.setattr(files, "_write", full)
         assert_error(call(capfd, "evaluate", *arguments), 3, "No space left", "r")
     left = snapshot(tmp_path / "r")
     assert sorted(left) == ["state", "state/00-pgd-1x1.npz"]

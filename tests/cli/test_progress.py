@@ -8,7 +8,15 @@ def test_lines_of_a_log(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     lines = progress._Lines("square")
     told = []
-    for seconds, done in [(0, 0), (30, 5), (61, 10), (90, 15), (7300, 40), (7400, 100), (7500, 100)]:
+    for seconds, done in [
+        (0, 0),
+        (30, 5),
+        (61, 10),
+        (90, 15),
+        (7300, 40),
+        (7400, 100),
+        (7500, 100),
+    ]:
         now[0] = float(seconds)
         told.append(lines.tell(done, 100))
     assert told == [

@@ -13,7 +13,7 @@ PAGE = "report-comparison.html"
 
 
 def write(folder, *arguments, **options):
-    from keras_emr.evaluation.report import write_report
+    from keras_emr.reports.files import write_report
 
     report = example_report(*arguments, **options)
     write_report(folder, report, example_images(report))

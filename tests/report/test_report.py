@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from keras_emr.errors import UserError
-from keras_emr.evaluation import report_figures as figures
-from keras_emr.evaluation.report import read_images, read_report, validate, write_report
-from keras_emr.evaluation.report_compare import differences, interval, titles, worst_verdict
-from keras_emr.evaluation.report_page import magnification, page, picture_uri
-from keras_emr.evaluation.report_schema import schema
+from keras_emr.reports import figures
+from keras_emr.reports.compare import differences, interval, titles, worst_verdict
+from keras_emr.reports.files import read_images, read_report, validate, write_report
+from keras_emr.reports.page import magnification, page, picture_uri
+from keras_emr.reports.schema import schema
 from tests.report.example import example_images, example_report
 
 HOSTILE = "<script>alert('$x$ & \"y\"')</script>"
@@ -236,10 +236,10 @@ def test_the_old_report_is_whole_after_a_failure(written, monkeypatch, call, nam
         return real(path, *arguments, **options)
 
     if call == "open":
-        monkeypatch.setattr("keras_emr.evaluation.report.open", full, raising=False)
+        monkeypatch.setattr("keras_emr.reports.files.open", full, raising=False)
     else:
         monkeypatch.setattr(os, "replace", full)
-    monkeypatch.setattr("keras_emr.evaluation.report_page.page", lambda *_: "a new page")
+    monkeypatch.setattr("keras_emr.reports.page.page", lambda *_: "a new page")
     new = example_report("new", seed=9)
     with pytest.raises(UserError, match="No space left on device") as caught:
         write_report(written, new, example_images(new))
@@ -498,7 +498,7 @@ def test_nothing_heavy_is_needed():
 
     code = (
         "import sys; from tests.report.example import example_report as e; "
-        "from keras_emr.evaluation.report_page import page; page([e()]); "
+        "from keras_emr.reports.page import page; page([e()]); "
         "print([m for m in ('keras', 'tensorflow', 'jax', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

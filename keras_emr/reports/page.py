@@ -9,9 +9,8 @@ from importlib import resources
 import numpy as np
 
 from keras_emr._version import __version__
-from keras_emr.evaluation import report_figures as figures
-from keras_emr.evaluation import report_views as views
-from keras_emr.evaluation.report_compare import differences, titles
+from keras_emr.reports import figures, views
+from keras_emr.reports.compare import differences, titles
 
 REPORT, COMPARISON = "report", "comparison"
 _CURVES = {
@@ -91,7 +90,7 @@ def picture_uri(image):
 def _template():
     import jinja2
 
-    source = resources.files("keras_emr.evaluation") / "report_page.html"
+    source = resources.files("keras_emr.reports") / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from keras_emr.evaluation.report_compare import VERDICTS, interval, row, worst_verdict
+from keras_emr.reports.compare import VERDICTS, interval, row, worst_verdict
 
 NONE = "\N{EN DASH}"
 BOUND = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_emr.errors import UserError
-from keras_emr.evaluation.report_schema import validate as validate
+from keras_emr.reports.schema import validate as validate
 
 JSON, PAGE, IMAGES = "report.json", "report.html", "gallery.npz"
 
@@ -104,7 +104,7 @@ def write_report(folder, report, images=()):
         UserError: the report is not valid, or cannot be written, for example because the disk is
             full; what was there before is then as it was.
     """
-    from keras_emr.evaluation.report_page import page
+    from keras_emr.reports.page import page
 
     validate(report)
     images = _checked(images)
