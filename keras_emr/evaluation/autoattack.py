@@ -13,7 +13,7 @@ from keras_emr.attacks import ATTACKS
 from keras_emr.errors import UserError
 from keras_emr.evaluation.journal import Journal
 from keras_emr.evaluation.robust_accuracy import clean_pass
-from keras_emr.evaluation.session import open_session, perturbation
+from keras_emr.evaluation.session import open_session, perturbation, portions
 from keras_emr.evaluation.target import as_target
 from keras_emr.geometry import NORMS
 from keras_emr.part import one_of
@@ -254,11 +254,10 @@ class _Run:
         for run in range(self.position[1], runs):
             survivors = np.flatnonzero(self.robust)
             survivors = survivors[survivors > self.position[2]]
-            chunk = session.chunk(len(survivors))
-            for begin in range(0, len(survivors), chunk):
-                index = survivors[begin : begin + chunk]
+            for index in portions(session, survivors):
                 # In runs, because a later one has fewer examples.
-                span = (run + begin / len(survivors), len(index) / len(survivors))
+                done = np.searchsorted(survivors, index[0])
+                span = (run + done / len(survivors), len(index) / len(survivors))
                 self._find(session, number, run, index, _teller(name, span, runs, progress, tick))
                 self.journal.save(self)
                 yield

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_emr.errors import UserError
 from keras_emr.evaluation.robust_accuracy import clean_pass
-from keras_emr.evaluation.session import open_session, perturbation
+from keras_emr.evaluation.session import open_session, perturbation, portions
 from keras_emr.evaluation.target import as_target
 
 
@@ -40,13 +40,13 @@ def minimum_distances(model, attack, x, y, *, batch_size=256, seed=0, progress=N
     session = open_session(target, attack, batch_size)
     distance = np.where(correct, np.inf, 0.0)
     todo, runs = np.flatnonzero(correct), attack.runs(target.classes)
+    done = 0
     for run in range(runs):
-        chunk = session.chunk(len(todo))
-        for begin in range(0, len(todo), chunk):
-            index = todo[begin : begin + chunk]
+        for index in portions(session, todo):
             found = session.find(x[index], y[index], index, run, seed)
             norms = perturbation(attack.norm, x[index], found.images)
             distance[index] = np.minimum(distance[index], np.where(found.broken, norms, np.inf))
+            done += len(index)
             if progress:
-                progress(run * len(todo) + begin + len(index), runs * len(todo))
+                progress(done, runs * len(todo))
     return distance

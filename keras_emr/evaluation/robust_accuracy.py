@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_emr.evaluation.inputs import checked_examples, require_finite
 from keras_emr.evaluation.session import InfeasibleAttack as InfeasibleAttack
-from keras_emr.evaluation.session import open_session, perturbation
+from keras_emr.evaluation.session import open_session, perturbation, portions
 from keras_emr.evaluation.session import require_feasible as require_feasible
 from keras_emr.evaluation.target import as_target
 
@@ -78,10 +78,7 @@ def evaluate_attack(model, attack, x, y, *, batch_size=256, seed=0, progress=Non
     queries = done = 0
     total = runs * int(correct.sum())
     for run in range(runs):
-        survivors = np.flatnonzero(robust)
-        chunk = session.chunk(len(survivors))
-        for begin in range(0, len(survivors), chunk):
-            index = survivors[begin : begin + chunk]
+        for index in portions(session, np.flatnonzero(robust)):
             found = session.find(x[index], y[index], index, run, seed)
             keep = found.broken | (found.loss > highest[index])
             x_adv[index[keep]] = found.images[keep]

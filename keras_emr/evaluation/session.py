@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -38,25 +39,38 @@ def open_session(target, attack, batch_size):
     return GradientSession(target, attack, batch_size)
 
 
+def portions(session, index):
+    """``index`` (N,) in parts of the size that the session wants next."""
+    begin = 0
+    while begin < len(index):
+        end = begin + session.chunk
+        yield index[begin:end]
+        begin = end
+
+
 class GradientSession:
     """Batches of one shape, or of a smaller one where few examples are left of a long attack."""
 
-    _SMALLEST, _WORTH_COMPILING = 16, 100
+    # Gradients that an example costs at most, from where a step compiled for a quarter of the
+    # images, or for a half, is soon paid for.
+    _SMALLEST, _QUARTER, _HALF = 16, 100, 400
 
     def __init__(self, target, attack, batch_size):
         self.target, self.attack = target, attack
         self._batch_size = batch_size
         self._runs = {}
 
-    def chunk(self, n):
-        """Examples per call of :meth:`find`, of ``n``."""
+    @property
+    def chunk(self):
+        """Examples for the next call of :meth:`find`, at most."""
         return self._batch_size
 
     def _run(self, rows):
-        size = self._batch_size
-        if self.attack.steps * self.attack.runs(self.target.classes) >= self._WORTH_COMPILING:
-            while size // 4 >= max(rows, self._SMALLEST):
-                size //= 4
+        size, passes = self._batch_size, self.attack.steps * self.attack.runs(self.target.classes)
+        share = 2 if passes >= self._HALF else 4
+        if passes >= self._QUARTER:
+            while size // share >= max(rows, self._SMALLEST):
+                size //= share
         if size not in self._runs:
             self._runs[size] = AttackRun(self.target.model, self.attack, size)
         return self._runs[size]
@@ -77,14 +91,18 @@ class GradientSession:
 
 
 class QuerySession:
-    """The target is only asked."""
+    """The target is only asked. As many examples at a time as take a minute: a kill loses them."""
+
+    _FIRST, _SECONDS = 32, 60.0
 
     def __init__(self, target, attack):
         self.target, self.attack = target, attack
+        self.chunk = min(self._FIRST, target.batch_size)
 
-    def chunk(self, n):
-        """As of :class:`GradientSession`: not all at once, or a kill would lose everything."""
-        return int(np.clip(n // 8, min(32, self.target.batch_size), self.target.batch_size))
+    def _learn(self, rows, seconds):
+        most = self.target.batch_size
+        fitting = int(rows * self._SECONDS / max(seconds, 1e-3))
+        self.chunk = int(np.clip(fitting, min(self._FIRST, most), most))
 
     def find(self, x, y, index, run, seed, tick=None):
         """As :meth:`GradientSession.find`; the loss is 0 where unbroken, infinite where broken."""
@@ -94,6 +112,7 @@ class QuerySession:
                 "labels. Expected logits or probabilities, or one of: hopskipjump, boundary, "
                 "sign-opt."
             )
+        began = time.perf_counter()
         images, queries = self.attack.search(
             self.target.predict,
             x,
@@ -101,6 +120,7 @@ class QuerySession:
             example_streams(seed, run, index),
             tick and (lambda done: tick(min(done / self.attack.steps, 1.0))),
         )
+        self._learn(len(x), time.perf_counter() - began)
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
         broken = wrong(y, self.target.predict(images))

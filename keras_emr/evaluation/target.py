@@ -79,6 +79,8 @@ class KerasTarget:
             # A few shapes, so that a few survivors do not cost what a full batch does.
             while size // 2 >= max(rows, _SMALLEST):
                 size //= 2
+            if size * 3 // 4 >= max(rows, _SMALLEST):
+                size = size * 3 // 4
             # A random model answers with fresh noise each time, as it would anybody.
             noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
             if size not in self._compiled:
