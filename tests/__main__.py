@@ -56,11 +56,17 @@ def main():
     at_once, threads = (min(2, os.cpu_count() or 1), THREADS) if default else (1, {})
     folders = {p.name for p in HERE.iterdir() if p.is_dir() and any(p.glob("test_*.py"))}
     once = sorted(folders - {"cli"}.union(*PER_BACKEND))
-    groups = [list(group) for group in PER_BACKEND]
+    learning, judging = (list(group) for group in PER_BACKEND)
     # The longest first.
-    jobs = [("tensorflow", ["cli"]), ("jax", groups[1]), ("tensorflow", once)]
-    jobs += [(backend, group) for group in groups for backend in ("tensorflow", "jax")][:-1]
-    jobs += [("torch", [folder for group in groups for folder in group])]
+    jobs = [
+        ("tensorflow", ["cli"]),
+        ("jax", judging),
+        ("tensorflow", once),
+        ("tensorflow", learning),
+        ("jax", learning),
+        ("tensorflow", judging),
+        ("torch", learning + judging),
+    ]
     start, codes, outputs = time.monotonic(), [], []
     with ThreadPoolExecutor(at_once) as pool:
         for done in as_completed([pool.submit(run, *job, arguments, threads) for job in jobs]):

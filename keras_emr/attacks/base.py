@@ -75,15 +75,14 @@ class Objective:
             value, right, gradient = self._pass(x, i)
             return value, right, state[2] + gradient
 
-        # In a loop: so many copies of a network would take long to compile.
+        # A loop, not a sum of copies: fewer to compile where the backend keeps loops.
         rows = ops.zeros_like(losses.widen(x[:, 0, 0, 0]))
         nothing = (rows, ops.zeros_like(self.y, dtype="bool"), ops.zeros_like(x))
         value, right, total = backend.loop(self.passes, add, nothing, unroll=self.unroll)
         return value, right, total / self.passes
 
     def _pass(self, x, *number):
-        value, right, gradient = backend.value_and_grad(lambda x: self._both(x, *number), x)
-        return value, right, gradient
+        return backend.value_and_grad(lambda x: self._both(x, *number), x)
 
     def _both(self, x, *number):
         logits = self.logits(x, *number)

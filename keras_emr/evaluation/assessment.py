@@ -214,6 +214,7 @@ class Assessment:
         attack = PGD(self.epsilon, self.norm, steps=STEPS[-1], step_size=self.epsilon / 10)
         meter = InnerLossMeter(self.target.model, attack, self.batch_size)
         title = "accuracy over steps"
+        self.progress(title, 0, 1)
         found = meter.curve(
             self.x[self.few],
             self.y[self.few],
@@ -238,6 +239,7 @@ class Assessment:
         return {"attack": attack, "n": n, "x": x, "robust_accuracy": accuracy}
 
     def _checks(self, outcome):
+        self.progress("checks", 0, 1)
         checks = run_checks(
             self.target,
             self.x[self.few],

@@ -27,12 +27,12 @@ def inner_loss_figure(models, epsilon, batch):
     from matplotlib.ticker import MaxNLocator
 
     rows = len(models)
-    figure = _figure(10, 1.3 + 3.1 * rows)
+    figure = blank_figure(10, 1.3 + 3.1 * rows)
     axes = figure.subplots(rows, 2, sharex="col", sharey=True, squeeze=False)
     styles = {}
     for row, model in zip(axes, models, strict=True):
         for entry in model["methods"]:
-            style = styles.setdefault(entry["method"], _style(len(styles)))
+            style = styles.setdefault(entry["method"], line_style(len(styles)))
             _draw_method(row, entry, style)
         row[0].set_ylabel("mean cross-entropy [nats]")
         for axis in row:
@@ -70,7 +70,7 @@ def loss_surface_figure(models, epsilon):
 
     columns = min(3, len(models))
     rows = -(-len(models) // columns)
-    figure = _figure(max(6.5, 1.0 + 4.3 * columns), 1.6 + 4.0 * rows)
+    figure = blank_figure(max(6.5, 1.0 + 4.3 * columns), 1.6 + 4.0 * rows)
     low = min(float(m["surface"].loss.min()) for m in models)
     high = max(float(m["surface"].loss.max()) for m in models)
     high = high if high > low else low + 1e-6
@@ -120,7 +120,8 @@ def save(figure, path):
     figure.savefig(path, format="png", dpi=150)
 
 
-def _figure(width, height):
+def blank_figure(width, height):
+    """A figure without axes; ``width`` and ``height`` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -129,11 +130,12 @@ def _figure(width, height):
     return figure
 
 
-def _style(i):
+def line_style(i, colors=_COLORS):
+    """Colour, marker and line of series number ``i``: dashed when the colours are used up."""
     return {
-        "color": _COLORS[i % len(_COLORS)],
+        "color": colors[i % len(colors)],
         "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": "-" if i < len(_COLORS) else "--",
+        "linestyle": "-" if i < len(colors) else "--",
     }
 
 

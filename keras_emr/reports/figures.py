@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from keras_emr.evaluation.plots import _MARKERS, _figure
+from keras_emr.evaluation.plots import blank_figure, line_style
 
 _CLEAN, _ATTACKED, _SURVIVORS, _WORST = "#56B4E9", "#0072B2", "#E69F00", "#D55E00"
 # For models: of Okabe and Ito's colours all but green, which marks epsilon.
@@ -54,7 +54,7 @@ def survival_figure(title, report):
         color = _ATTACKED if attack["mode"] == "individual" else _SURVIVORS
         rows.append((attack["name"], attack["robust_accuracy"], color))
     rows.append(("all attacks, worst case", accuracy["robust"], _WORST))
-    figure = _figure(_WIDTH, 1.2 + 0.3 * len(rows))
+    figure = blank_figure(_WIDTH, 1.2 + 0.3 * len(rows))
     axis = figure.add_subplot()
     values = [100 * value for _, value, _ in rows]
     axis.barh(range(len(rows)), values, color=[color for *_, color in rows], height=0.7)
@@ -97,7 +97,7 @@ def curve_figure(models, name):
 
     if all(report["curves"][name] is None for _, report in models):
         return None
-    figure = _figure(_WIDTH, _HEIGHT)
+    figure = blank_figure(_WIDTH, _HEIGHT)
     axis = figure.add_subplot()
     marked, shown = set(), []
     norms = dict.fromkeys(report["threat_model"]["norm"].capitalize() for _, report in models)
@@ -109,7 +109,8 @@ def curve_figure(models, name):
         shares = [100 * value for value in curve["robust_accuracy"]]
         label = f"{curve['attack']}, {curve['n']} images"
         label = _plain(f"{title} ({label})" if len(models) > 1 else label, 60)
-        axis.plot(curve["x"], shares, label=label, markersize=4.5, linewidth=1.5, **_style(i))
+        line = line_style(i, _HUES)
+        axis.plot(curve["x"], shares, label=label, markersize=4.5, linewidth=1.5, **line)
         if name == "epsilon":
             _mark_epsilon(axis, report, marked, norms)
     if name != "epsilon":
@@ -142,7 +143,7 @@ def margin_figure(models, name):
     """
     if all(report["margins"] is None for _, report in models):
         return None
-    figure = _figure(_WIDTH, _HEIGHT)
+    figure = blank_figure(_WIDTH, _HEIGHT)
     axis = figure.add_subplot()
     marked = set()
     for i, (title, report) in enumerate(models):
@@ -153,7 +154,8 @@ def margin_figure(models, name):
             edges, counts = np.array(histogram["edges"]), np.array(histogram["counts"], float)
             density = counts / (report["accuracy"]["n"] * np.diff(edges))
             alone = len(models) == 1
-            color = {"clean": _ATTACKED, "adversarial": _WORST}[at] if alone else _style(i)["color"]
+            alone_in = {"clean": _ATTACKED, "adversarial": _WORST}
+            color = alone_in[at] if alone else line_style(i, _HUES)["color"]
             label = _plain(at if alone else f"{title}, {at}", 46)
             axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5, label=label)
             if at == "clean" or alone:
@@ -184,7 +186,7 @@ def confusion_figure(title, matrix):
 
     counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = _figure(4.4, 4.2)
+    figure = blank_figure(4.4, 4.2)
     axis = figure.add_subplot()
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     classes = len(counts)
@@ -220,14 +222,6 @@ def _mark_epsilon(axis, report, marked, norms=()):
     label = _plain(f"epsilon = {threat['epsilon_text']}{norm}", 46)
     style = ("-.", ":", (0, (5, 1)), (0, (3, 5)))[(len(marked) - 1) % 4]
     axis.axvline(threat["epsilon"], color="#009E73", linestyle=style, linewidth=1.5, label=label)
-
-
-def _style(i):
-    return {
-        "color": _HUES[i % len(_HUES)],
-        "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": "-" if i < len(_HUES) else "--",
-    }
 
 
 def _title(axis, text):

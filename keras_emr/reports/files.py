@@ -93,7 +93,7 @@ def write_report(folder, report, images=()):
     Args:
         folder: where; made if need be. ``report.json``, ``report.html`` and ``gallery.npz`` in it
             are replaced.
-        report: dictionary, see ``report_schema.json``.
+        report: dictionary, see ``schema.json``.
         images: for the gallery, ``{"index", "clean", "adversarial"}`` each: index as in
             ``report["gallery"]``, images (H, W, C) in [0, 1].
 

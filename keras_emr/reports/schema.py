@@ -28,7 +28,7 @@ _ROUNDING = 1e-4
 @cache
 def schema():
     """The JSON Schema (draft 2020-12) of reports, as a dictionary."""
-    file = resources.files("keras_emr.reports") / "report_schema.json"
+    file = resources.files("keras_emr.reports") / "schema.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -475,7 +475,7 @@ def test_a_bug_in_an_attack_is_one_line_and_no_result(capfd, tmp_path, data, mon
 
     path = dense(tmp_path / "model.keras")
     monkeypatch.setattr(PGD, "step", too_far)
-    arguments = ["evaluate", path, "--data", data, *GIVEN]
+    arguments = ["evaluate", path, "--data", data, "--quiet", *GIVEN]
     refused(capfd, tmp_path, arguments, "left its threat model", "bug of keras_emr", code=1)
 
 

@@ -220,7 +220,7 @@ def test_report(run):
 
 
 def test_evaluate_finds_what_the_report_says(capfd, run):
-    attack = (*ONLY_PGD, "--steps", 2, "--seed", 7, "--json", "--out", "r")
+    attack = (*ONLY_PGD, "--steps", 2, "--seed", 7, "--json", "--quiet", "--out", "r")
     rows = [r for r in report(run)["results"] if r["model"] == "trades + EMR"]
     for row in rows:
         result = call(capfd, "evaluate", run.path, *attack, "--checkpoint", row["checkpoint"])
@@ -241,7 +241,7 @@ def test_evaluate_finds_what_the_report_says(capfd, run):
 def test_evaluate_several_attacks_on_the_first_images(capfd, run, data):
     path = run.path / "last.keras"
     arguments = ["--data", data, "--epsilon", "8/255", "--attacks", "pgd, fgsm,cw"]
-    arguments += ["--n-examples", 5, "--extra-examples", 0, "--json", "--out", "r"]
+    arguments += ["--n-examples", 5, "--extra-examples", 0, "--json", "--quiet", "--out", "r"]
     result = call(capfd, "evaluate", path, *arguments)
     assert (result.code, result.err) == (0, "")
     told = json.loads(result.out)

@@ -11,7 +11,8 @@ M5                 PGD-200 with 5 restarts breaks > 2 points more than PGD-20   
 M6                 PGD on the DLR loss breaks > 5 points more than on CE            gradients
 M7                 random points break an example that PGD left                     gradients or
                                                                                     result
-M8                 gradients differ by > 5 % from differences at > 10 % of points   gradients
+M8                 gradients along a path differ by > 5 % from the difference of   gradients
+                   its ends, at > 10 % of points
 M9                 ``||g||_1 < 1e-12`` at > 1 % of points; NaN, Inf; warns where  gradients
                    only the cross-entropy has none, its ``p_y`` rounding to 1
 M10                outputs of repeated calls differ by > 1e-4, or correct counts    --
