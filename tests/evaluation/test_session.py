@@ -1,0 +1,92 @@
+"""How many examples an attack takes at a time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import keras_emr as ke
+from keras_emr.attacks import ATTACKS
+from keras_emr.evaluation import session as session_module
+from keras_emr.evaluation.session import open_session, portions
+from keras_emr.evaluation.target import as_target
+from tests.builders import images, network
+
+X, Y = images(100, classes=4)
+
+
+def clock(monkeypatch, tell):
+    monkeypatch.setattr(session_module, "time", SimpleNamespace(perf_counter=tell))
+
+
+@pytest.mark.parametrize(
+    "seconds,sizes",
+    [
+        (0.001, [32, 68]),  # for 32 images; then all that are left of a batch of 80
+        (40, [32, 48, 20]),  # a minute's work: 48
+        (1000, [32, 32, 32, 4]),  # never fewer than at first
+    ],
+)
+def test_queries_take_as_many_examples_as_a_minute_does(monkeypatch, seconds, sizes):
+    spent = [0.0]
+    clock(monkeypatch, lambda: spent[0])
+
+    def model(x):
+        return np.tile(np.float32([1, 0, 0, 0]), (len(x), 1))
+
+    target = as_target(model, X.shape[1:], batch_size=80)
+    target.predict(X[:1])
+    session = open_session(target, ATTACKS.get("square")(0.1, steps=10), 80)
+    search, taken = session.attack.search, []
+
+    def slow(predict, x, *rest):
+        spent[0] += seconds * len(x) / 32
+        taken.append(len(x))
+        return search(predict, x, *rest)
+
+    monkeypatch.setattr(session.attack, "search", slow)
+    for index in portions(session, np.arange(len(X))):
+        assert not session.find(X[index], 0 * index, index, 0, 0).broken.any()
+    assert taken == sizes
+
+
+def test_the_time_that_queries_take_changes_no_result(monkeypatch):
+    model = network(batch_norm=False, classes=4)
+    suite = ke.AutoAttack(0.3, attacks=[ATTACKS.get("square")(0.3, steps=20)])
+    found = []
+    for seconds in (0.0, 10.0):
+        ticks = iter(np.arange(0, 1e6) * seconds)
+        clock(monkeypatch, lambda ticks=ticks: next(ticks))
+        found.append(suite.run(model, X, Y, batch_size=64))
+    np.testing.assert_array_equal(found[0].robust, found[1].robust)
+    np.testing.assert_array_equal(found[0].x_adv, found[1].x_adv)
+    assert 0 < found[0].robust.sum() < found[0].correct.sum()
+
+
+@pytest.mark.parametrize(
+    "steps,rows,shape",
+    [
+        (10, 3, 128),  # a short attack: one shape is enough
+        (100, 3, 32),
+        (100, 33, 128),
+        (400, 3, 16),
+        (400, 17, 32),
+        (400, 65, 128),
+    ],
+)
+def test_few_examples_of_a_long_attack_have_a_smaller_shape(monkeypatch, steps, rows, shape):
+    made = []
+
+    class Run:
+        def __init__(self, model, attack, size):
+            made.append(size)
+
+        def attack_batch(self, x, y, *rest):
+            return x, np.zeros(len(x), "float32")
+
+    monkeypatch.setattr(session_module, "AttackRun", Run)
+    target = as_target(network(batch_norm=False, classes=4), X.shape[1:], batch_size=128)
+    session = open_session(target, ke.PGD(0.1, steps=steps), 128)
+    for _ in range(2):  # made once
+        found = session.find(X[:rows], Y[:rows], np.arange(rows), 0, 0)
+    assert made == [shape] and len(found.images) == rows
