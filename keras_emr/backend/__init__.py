@@ -11,6 +11,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``compiled(fn, variables)``: ``fn`` compiled once per input shape, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
+* ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
 * ``devices()``: what this process computes on, for reports;
 * ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any.
 """
@@ -36,6 +37,7 @@ tanh = _module.tanh
 loop = _module.loop
 mix = _module.mix
 compiled = _module.compiled
+SHAPES_COMPILED = _module.SHAPES_COMPILED
 devices = _module.devices
 StepMixin = _module.StepMixin
 preserve_random_state = _module.preserve_random_state
@@ -43,6 +45,7 @@ seed_epoch = _module.seed_epoch
 
 __all__ = [
     "NAME",
+    "SHAPES_COMPILED",
     "StepMixin",
     "compiled",
     "devices",

@@ -1,6 +1,7 @@
 """JAX: gradients, compiled functions and the training step."""
 
 import contextlib
+import math
 
 import jax
 import keras
@@ -65,6 +66,10 @@ def loop(n, body, state, unroll=False):
             state = body(i, state)
         return state
     return keras.ops.fori_loop(0, n, body, state)
+
+
+# Each batch size anew.
+SHAPES_COMPILED = math.inf
 
 
 def compiled(fn, variables):

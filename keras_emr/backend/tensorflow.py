@@ -89,6 +89,10 @@ def loop(n, body, state, unroll=False):
     return keras.ops.fori_loop(0, n, body, state)
 
 
+# The first batch size, and then any.
+SHAPES_COMPILED = 2
+
+
 def compiled(fn, variables):
     """``fn`` as a graph function; it reads ``variables`` where they live."""
     # A partial has no code object, by which TensorFlow would take the functions of all models for

@@ -133,6 +133,9 @@ def loop(n, body, state, unroll=False):
     return state
 
 
+SHAPES_COMPILED = 0
+
+
 def compiled(fn, variables):
     """``fn`` itself, without recording weight gradients: Keras runs torch eagerly."""
 

@@ -23,7 +23,7 @@ class AttackRun:
     Args:
         model: Keras classifier to logits.
         attack: its ``objective`` left at ``None`` means cross-entropy.
-        batch_size: images at a time, always: shorter batches are padded.
+        batch_size: images at a time; shorter batches are padded (:func:`padded`).
     """
 
     def __init__(self, model, attack, batch_size):
@@ -72,15 +72,16 @@ class AttackRun:
         """Which examples are right, and whose logits are finite: two (N,) bool."""
         return in_batches(self._predict, self.batch_size, x, y)
 
-    def prepare(self, x, y, index, restart, seed):
+    def prepare(self, x, y, index, restart, seed, size=None):
         """Tensors of one padded batch, ``(x, y, drawn)``: images, labels and random numbers.
 
         Args:
             x, y: NumPy arrays of at most ``batch_size`` rows.
             index: their indices in the data set, which decide the random numbers.
             restart, seed: int.
+            size: rows to pad to; ``None``: ``batch_size``.
         """
-        size = self.batch_size
+        size = self.batch_size if size is None else size
         sampler = ExampleSampler(seed, restart, padded(index, size))
         x, y = (ops.convert_to_tensor(padded(a, size)) for a in (x, y))
         return x, y, self.attack.draw(x, sampler, self.network.classes)
@@ -98,13 +99,14 @@ class AttackRun:
             state = self._step(x, y, state, *self._noise())
             yield state
 
-    def attack_batch(self, x, y, index, restart, seed, tick=None):
+    def attack_batch(self, x, y, index, restart, seed, tick=None, size=None):
         """Adversarial images and the objective (N,) at them, as NumPy arrays.
 
-        ``tick`` is called after every step with the share done, and may raise.
+        Arguments as of :meth:`prepare`. ``tick`` is called after every step with the share done,
+        and may raise.
         """
         rows = len(x)
-        x, y, drawn = self.prepare(x, y, index, restart, seed)
+        x, y, drawn = self.prepare(x, y, index, restart, seed, size)
         for i, state in enumerate(self.states(x, y, drawn)):
             if tick:
                 tick(i / self.attack.steps)

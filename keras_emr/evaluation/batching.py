@@ -1,12 +1,17 @@
-"""Run a compiled function over a data set in batches of one shape."""
+"""Run a compiled function over a data set in batches, of one shape where shapes are compiled."""
 
 import numpy as np
 from keras import ops
 
+from keras_emr import backend
+
 
 def padded(array, size):
-    """``array`` with its last row repeated up to ``size`` rows: one shape, one compilation."""
-    missing = size - len(array)
+    """``array`` with its last row repeated up to ``size`` rows: one shape, one compilation.
+
+    Where nothing is compiled (torch) it is ``array`` itself.
+    """
+    missing = size - len(array) if backend.SHAPES_COMPILED else 0
     return array if missing <= 0 else np.concatenate([array, np.repeat(array[-1:], missing, 0)])
 
 
@@ -15,7 +20,7 @@ def in_batches(fn, size, *arrays):
 
     Args:
         fn: takes tensors of ``size`` rows, returns a tuple of tensors with as many rows.
-        size: rows at a time, always: the last batch is padded, its padding dropped.
+        size: rows at a time; the last batch is :func:`padded`, its padding dropped.
         arrays: NumPy arrays of the same length N.
 
     Returns:

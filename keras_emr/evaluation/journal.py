@@ -98,7 +98,7 @@ class Journal:
 
     def __exit__(self, *error):
         # However it ended, what was found is kept.
-        if self._run is not None and self._wrote is not None:
+        if self._run is not None:
             self._write()
 
     def save(self, run, now=False):

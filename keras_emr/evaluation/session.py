@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
 import numpy as np
 
+from keras_emr import backend
 from keras_emr.attacks.query import QueryAttack, wrong
 from keras_emr.errors import UserError
 from keras_emr.evaluation.attack_run import AttackRun
@@ -57,23 +59,20 @@ class GradientSession:
 
     def __init__(self, target, attack, batch_size):
         self.target, self.attack = target, attack
-        self._batch_size = batch_size
-        self._runs = {}
+        self.chunk = batch_size  # examples for the next call of `find`, at most
+        self._run = AttackRun(target.model, attack, batch_size)
 
-    @property
-    def chunk(self):
-        """Examples for the next call of :meth:`find`, at most."""
-        return self._batch_size
-
-    def _run(self, rows):
-        size, passes = self._batch_size, self.attack.steps * self.attack.runs(self.target.classes)
+    def _shape(self, rows):
+        """Rows of the batch that so many examples travel in."""
+        size, passes = self.chunk, self.attack.steps * self.attack.runs(self.target.classes)
+        if passes < self._QUARTER:
+            return size
+        if backend.SHAPES_COMPILED < math.inf:
+            return rows
         share = 2 if passes >= self._HALF else 4
-        if passes >= self._QUARTER:
-            while size // share >= max(rows, self._SMALLEST):
-                size //= share
-        if size not in self._runs:
-            self._runs[size] = AttackRun(self.target.model, self.attack, size)
-        return self._runs[size]
+        while size // share >= max(rows, self._SMALLEST):
+            size //= share
+        return size
 
     def find(self, x, y, index, run, seed, tick=None):
         """Attack at most ``chunk`` examples that are classified correctly: :class:`Found`.
@@ -84,7 +83,7 @@ class GradientSession:
             run, seed: int.
             tick: called after every step with the share done; may raise.
         """
-        images, loss = self._run(len(x)).attack_batch(x, y, index, run, seed, tick)
+        images, loss = self._run.attack_batch(x, y, index, run, seed, tick, self._shape(len(x)))
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
         return Found(images, wrong(y, self.target.predict(images)), loss, 0)

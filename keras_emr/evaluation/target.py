@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import keras
 import numpy as np
@@ -63,10 +64,19 @@ class KerasTarget:
         self.classes = self.network.classes
         self.asked = 0
         self._random = bool(self.network.seed_states)
-        self._compiled = {}
+        self._compiled = backend.compiled(self._logits, model.variables)
 
     def _logits(self, x, *noise):
         return widen(self.network.frozen(False, *noise)(x))
+
+    def _shape(self, rows):
+        """Rows of the batch that so many images travel in: few shapes where each is compiled."""
+        if backend.SHAPES_COMPILED < math.inf:
+            return rows
+        size, least = self.batch_size, max(rows, _SMALLEST)
+        while size // 2 >= least:
+            size //= 2
+        return size * 3 // 4 if size * 3 // 4 >= least else size
 
     def predict(self, x):
         """Logits (M, K) of images (M, H, W, C), M >= 1, NumPy both."""
@@ -75,17 +85,10 @@ class KerasTarget:
         for begin in range(0, len(x), self.batch_size):
             part = np.asarray(x[begin : begin + self.batch_size], keras.config.floatx())
             rows = len(part)
-            size = self.batch_size
-            # A few shapes, so that a few survivors do not cost what a full batch does.
-            while size // 2 >= max(rows, _SMALLEST):
-                size //= 2
-            if size * 3 // 4 >= max(rows, _SMALLEST):
-                size = size * 3 // 4
+            size = self._shape(rows)
             # A random model answers with fresh noise each time, as it would anybody.
             noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
-            if size not in self._compiled:
-                self._compiled[size] = backend.compiled(self._logits, self.model.variables)
-            logits = self._compiled[size](ops.convert_to_tensor(padded(part, size)), *noise)
+            logits = self._compiled(ops.convert_to_tensor(padded(part, size)), *noise)
             parts.append(ops.convert_to_numpy(logits)[:rows])
         return np.concatenate(parts)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_emr.errors import UserError
-from keras_emr.reports.schema import validate as validate
+from keras_emr.reports.schema import validate
 
 JSON, PAGE, IMAGES = "report.json", "report.html", "gallery.npz"
 

@@ -118,11 +118,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(model, tmp_path, monkeypat
     attacked = []
     batch = AttackRun.attack_batch
 
-    def counted(self, x, y, index, run, seed, tick=None):
+    def counted(self, x, y, index, *rest):
         if len(attacked) == after and not resumed:
             raise Killed
-        attacked.append((self.attack.steps, run, tuple(index)))
-        return batch(self, x, y, index, run, seed)
+        attacked.append((self.attack.steps, rest[0], tuple(index)))
+        return batch(self, x, y, index, *rest)
 
     monkeypatch.setattr(AttackRun, "attack_batch", counted)
     suite = ke.AutoAttack(EPSILON, attacks=weak(), seed=1)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_emr as ke
+from keras_emr import backend
 from keras_emr.evaluation.batching import in_batches
 from keras_emr.evaluation.robust_accuracy import InfeasibleAttack
 from keras_emr.evaluation.scorecard import scorecard
@@ -147,7 +148,8 @@ def test_batches_are_padded_and_their_padding_dropped():
         return (a * 2,)
 
     (out,) = in_batches(double, 4, np.arange(10.0))
-    assert out.tolist() == [2.0 * i for i in range(10)] and set(sizes) == {(4,)}
+    assert out.tolist() == [2.0 * i for i in range(10)]
+    assert sizes == [(4,), (4,), (4,) if backend.SHAPES_COMPILED else (2,)]
 
 
 def test_scorecard_states_everything_that_made_the_number(model):

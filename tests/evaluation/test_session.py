@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import keras_emr as ke
+from keras_emr import backend
 from keras_emr.attacks import ATTACKS
 from keras_emr.evaluation import session as session_module
 from keras_emr.evaluation.session import open_session, portions
@@ -75,18 +76,19 @@ def test_the_time_that_queries_take_changes_no_result(monkeypatch):
     ],
 )
 def test_few_examples_of_a_long_attack_have_a_smaller_shape(monkeypatch, steps, rows, shape):
-    made = []
+    sizes = []
 
     class Run:
         def __init__(self, model, attack, size):
-            made.append(size)
+            assert size == 128
 
-        def attack_batch(self, x, y, *rest):
+        def attack_batch(self, x, y, index, restart, seed, tick, size):
+            sizes.append(size)
             return x, np.zeros(len(x), "float32")
 
     monkeypatch.setattr(session_module, "AttackRun", Run)
     target = as_target(network(batch_norm=False, classes=4), X.shape[1:], batch_size=128)
     session = open_session(target, ke.PGD(0.1, steps=steps), 128)
-    for _ in range(2):  # made once
-        found = session.find(X[:rows], Y[:rows], np.arange(rows), 0, 0)
-    assert made == [shape] and len(found.images) == rows
+    found = session.find(X[:rows], Y[:rows], np.arange(rows), 0, 0)
+    fixed = steps < 100 or backend.NAME == "jax"  # where any size is compiled once, it is exact
+    assert sizes == [shape if fixed else rows] and len(found.images) == rows
