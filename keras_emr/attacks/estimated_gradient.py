@@ -64,6 +64,10 @@ class EstimatedGradientAttack(QueryAttack):
         """
         raise NotImplementedError
 
+    @property
+    def queries_per_step(self):
+        return 2.0 * self.samples + 1
+
     def search(self, query, x, y, streams, progress=None):
         y, image, result = np.asarray(y), x.copy(), x.copy()
         memory = self.begin(x)

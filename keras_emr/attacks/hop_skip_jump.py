@@ -59,6 +59,11 @@ class HopSkipJump(DecisionAttack):
         self.max_evaluations = whole("max_evaluations", max_evaluations, 1)
         self.gamma = positive("gamma", gamma)
 
+    @property
+    def queries_per_step(self):
+        mean = 2 / 3 * self.initial_evaluations * self.steps**0.5
+        return min(mean, self.max_evaluations) + 30
+
     def walk(self, run, progress):
         d = run.size
         tolerance = self.gamma / (d**2 if self.norm == "linf" else d**1.5)

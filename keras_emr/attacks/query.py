@@ -44,6 +44,11 @@ class QueryAttack(Part):
         """Independent runs in an evaluation of a model with so many classes."""
         return self.restarts
 
+    @property
+    def queries_per_step(self):
+        """About how many queries a step of an unfinished example costs."""
+        return 1.0
+
     def describe(self):
         """Name and every option as plain values, for reports."""
         return {"name": self.name, **self.get_config()}

@@ -62,6 +62,10 @@ class SignOPT(DecisionAttack):
         self.alpha = positive("alpha", alpha)
         self.beta = positive("beta", beta)
 
+    @property
+    def queries_per_step(self):
+        return self.directions + 30.0
+
     def walk(self, run, progress):
         n = len(run.x)
         alpha, beta = np.full(n, self.alpha), np.full(n, self.beta)

@@ -90,18 +90,22 @@ class GradientSession:
 
 
 class QuerySession:
-    """The target is only asked. As many examples at a time as take a minute: a kill loses them."""
+    """The target is only asked. As many examples at a time as take a minute: a kill loses them.
 
-    _FIRST, _SECONDS = 32, 60.0
+    The first ones by how fast the target has been, the others by how long the last ones took.
+    """
+
+    _LEAST, _SECONDS = 32, 60.0
 
     def __init__(self, target, attack):
         self.target, self.attack = target, attack
-        self.chunk = min(self._FIRST, target.batch_size)
+        self._plan(attack.steps * attack.queries_per_step * target.pace)
 
-    def _learn(self, rows, seconds):
+    def _plan(self, seconds):
+        """``seconds``: of one example."""
         most = self.target.batch_size
-        fitting = int(rows * self._SECONDS / max(seconds, 1e-3))
-        self.chunk = int(np.clip(fitting, min(self._FIRST, most), most))
+        fitting = self._SECONDS / max(seconds, 1e-6)
+        self.chunk = int(np.clip(fitting, min(self._LEAST, most), most))
 
     def find(self, x, y, index, run, seed, tick=None):
         """As :meth:`GradientSession.find`; the loss is 0 where unbroken, infinite where broken."""
@@ -119,7 +123,7 @@ class QuerySession:
             example_streams(seed, run, index),
             tick and (lambda done: tick(min(done / self.attack.steps, 1.0))),
         )
-        self._learn(len(x), time.perf_counter() - began)
+        self._plan((time.perf_counter() - began) / len(x))
         images = within(self.attack, x, images)
         require_feasible(self.attack, x, images)
         broken = wrong(y, self.target.predict(images))

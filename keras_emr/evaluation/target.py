@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 
 import keras
 import numpy as np
@@ -47,7 +48,32 @@ def as_target(model, image_shape, classes=None, batch_size=256):
     )
 
 
-class KerasTarget:
+class Target:
+    """What is attacked, as all kinds of it answer.
+
+    Attributes:
+        batch_size: most images at a time.
+        asked: images that it was asked about.
+        pace: seconds that an image took in the fastest batch so far; infinite before the first.
+    """
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+        self.asked, self.pace = 0, math.inf
+
+    def predict(self, x):
+        """Logits, log-probabilities or one-hot labels (M, K) of images (M, H, W, C), M >= 1."""
+        self.asked += len(x)
+        parts = []
+        for begin in range(0, len(x), self.batch_size):
+            part = x[begin : begin + self.batch_size]
+            began = time.perf_counter()
+            parts.append(self._scores(part))
+            self.pace = min(self.pace, (time.perf_counter() - began) / len(part))
+        return np.concatenate(parts)
+
+
+class KerasTarget(Target):
     """A Keras classifier, in inference mode and float32.
 
     Attributes:
@@ -58,11 +84,10 @@ class KerasTarget:
     gradients = True
 
     def __init__(self, model, batch_size=256):
+        super().__init__(batch_size)
         self.model = model
-        self.batch_size = batch_size
         self.network = Network(model)
         self.classes = self.network.classes
-        self.asked = 0
         self._random = bool(self.network.seed_states)
         self._compiled = backend.compiled(self._logits, model.variables)
 
@@ -78,19 +103,12 @@ class KerasTarget:
             size //= 2
         return size * 3 // 4 if size * 3 // 4 >= least else size
 
-    def predict(self, x):
-        """Logits (M, K) of images (M, H, W, C), M >= 1, NumPy both."""
-        self.asked += len(x)
-        parts = []
-        for begin in range(0, len(x), self.batch_size):
-            part = np.asarray(x[begin : begin + self.batch_size], keras.config.floatx())
-            rows = len(part)
-            size = self._shape(rows)
-            # A random model answers with fresh noise each time, as it would anybody.
-            noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
-            logits = self._compiled(ops.convert_to_tensor(padded(part, size)), *noise)
-            parts.append(ops.convert_to_numpy(logits)[:rows])
-        return np.concatenate(parts)
+    def _scores(self, x):
+        x, rows = np.asarray(x, keras.config.floatx()), len(x)
+        # A random model answers with fresh noise each time, as it would anybody.
+        noise = (ops.convert_to_tensor(self.asked, dtype="int32"),) if self._random else ()
+        logits = self._compiled(ops.convert_to_tensor(padded(x, self._shape(rows))), *noise)
+        return ops.convert_to_numpy(logits)[:rows]
 
     def fingerprint(self):
         """SHA-256 of the architecture and every weight."""
@@ -100,7 +118,7 @@ class KerasTarget:
         return digest.hexdigest()
 
 
-class FunctionTarget:
+class FunctionTarget(Target):
     """A function from images to scores or labels: a served model, another framework's.
 
     Attributes:
@@ -111,21 +129,11 @@ class FunctionTarget:
     gradients = False
 
     def __init__(self, function, classes=None, batch_size=256):
+        super().__init__(batch_size)
         self.function = function
         self.classes = classes
-        self.batch_size = batch_size
         self.gives = None
-        self.asked = 0
         self._probabilities = None
-
-    def predict(self, x):
-        """Scores (M, K) of images (M, H, W, C): logits, log-probabilities, or one-hot labels."""
-        self.asked += len(x)
-        parts = [
-            self._scores(x[begin : begin + self.batch_size])
-            for begin in range(0, len(x), self.batch_size)
-        ]
-        return np.concatenate(parts)
 
     def _scores(self, x):
         answer = np.asarray(self.function(np.asarray(x, "float32")))
