@@ -1,0 +1,1 @@
+"""Export to TensorFlow Serving, a development server that behaves like it, and a client."""
