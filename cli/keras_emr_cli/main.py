@@ -19,6 +19,7 @@ _COMMANDS = {
     ),
     "evaluate": ("keras_emr_cli.evaluate", "Attack a trained model and report what survives."),
     "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
+    "export": ("keras_emr_cli.export", "Publish a trained model for TensorFlow Serving."),
     "report": ("keras_emr_cli.report", "Put evaluation reports side by side on one page."),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
@@ -51,8 +52,8 @@ class LazyGroup(click.Group):
 def cli():
     """Adversarially robust image classifiers for Keras 3.
 
-    Exit codes: 0 ok, 1 failure, 2 usage, 3 invalid settings or data, 75 interrupted but
-    resumable, 130 Ctrl-C.
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 invalid settings or data, 4 a gate failed,
+    75 interrupted but resumable, 130 Ctrl-C.
     """
 
 

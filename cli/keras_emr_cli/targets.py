@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from keras_emr.errors import UserError, unknown
+from keras_emr.models.loading import load_model as load_model
 from keras_emr_cli.settings import Merged, merge
 from keras_emr_cli.train_settings import TRAIN
 
@@ -61,23 +62,6 @@ def require_same_data(target, data, settings):
             f"{data.fingerprint[:12]}, the run has {str(trained_on)[:12]}. To evaluate on other "
             "data give --data explicitly."
         )
-
-
-def load_model(path):
-    """The classifier in a .keras file; that inside, if it is a saved RobustClassifier."""
-    import keras
-
-    from keras_emr.training.classifier import RobustClassifier
-
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # a damaged archive can fail in any way
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"cannot load the model: {reason[0] if reason else type(error).__name__} "
-            f"Received: {str(path)!r}. Expected a .keras file."
-        ) from None
-    return model.model if isinstance(model, RobustClassifier) else model
 
 
 def model_file(text):

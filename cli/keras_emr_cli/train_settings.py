@@ -444,3 +444,37 @@ EVALUATE = [
     S("seed", "int", 0, "Seed of the attacks.", low=0, high=SEEDS - 1),
     S("out", "text", None, "Folder for the report.", auto="RUN/report, or NAME-report"),
 ]
+
+EXPORT = [
+    S("name", "text", None, "Name of the model in the store.", auto="the run's, or the file's"),
+    S("version", "text", "auto", "A number, or auto: the highest so far + 1."),
+    S("data", "text", None, "Data set.", auto="the run's"),
+    S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
+    S(
+        "epsilon",
+        "ratio",
+        None,
+        "Radius of the ball in [0, 1] units, e.g. 8/255.",
+        low=0,
+        low_open=True,
+        auto="the run's, or 8/255",
+    ),
+    S("norm", "choice", None, "Norm of the ball.", NORMS, auto="the run's, or linf"),
+    S(
+        "keep",
+        "float",
+        0.95,
+        "Share of right validation predictions that stay trusted.",
+        low=0,
+        high=1,
+        low_open=True,
+    ),
+    S(
+        "backend",
+        "choice",
+        None,
+        "Keras backend that the model was trained on, for the parity gate.",
+        BACKENDS,
+        auto="the run's, or tensorflow",
+    ),
+]

@@ -1,0 +1,89 @@
+"""Write a classifier as a SavedModel; needs the TensorFlow backend of Keras."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from keras_emr_serving.signatures import Served
+
+METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
+
+
+def write(served, folder, with_attack=False):
+    """Save ``served``, every weight once, for ``tf.saved_model.load`` and TensorFlow Serving.
+
+    Args:
+        served: :class:`Served`.
+        folder: new folder.
+        with_attack: also the signature ``attack``.
+
+    Returns:
+        Names of the signatures.
+    """
+    signatures = served.signatures(with_attack)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    tf.saved_model.save(served, str(folder), signatures=signatures)
+    # Saved as predict, all of them: a server that checks method names would refuse these two.
+    names = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
+    for signature, method in METHODS.items():
+        names.replace_method_name(signature, method, tags="serve")
+    names.save()
+    return sorted(signatures)
+
+
+def effective_margins(served, x, size=256):
+    """Labels (N,) and effective margins by norm (N,) of images, as the model will serve them."""
+    measure = tf.function(served.margins, autograph=False, reduce_retracing=True)
+    parts = []
+    for begin in range(0, len(x), size):
+        logits, margins = measure(tf.constant(x[begin : begin + size]))
+        parts.append(
+            (logits.numpy().argmax(axis=1), margins["l2"].numpy(), margins["linf"].numpy())
+        )
+    predicted, l2, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return predicted, {"l2": l2, "linf": linf}
+
+
+def build(path, folder, labels, x_val, y_val, epsilon, norm, keep, with_attack=False):
+    """Load a .keras file, choose the threshold of ``trusted`` on validation data, and save.
+
+    Args:
+        path: .keras file.
+        folder: new folder of the SavedModel.
+        labels: names of the classes, in the order of the logits; the model may have more.
+        x_val, y_val: validation images (N, H, W, C) in [0, 1] and labels (N,).
+        epsilon, norm: threat model.
+        keep: see :func:`choose_threshold`.
+        with_attack: also the signature ``attack``.
+
+    Returns:
+        Dictionary: ``signatures``, ``labels``, ``threshold``, ``parameters``.
+    """
+    from keras_emr.evaluation.target import auto_batch_size
+    from keras_emr.models.loading import load_model
+    from keras_emr.network import Network
+    from keras_emr_serving.threshold import choose_threshold
+
+    model = load_model(path)
+    shape, classes = x_val.shape[1:], Network(model).classes
+    labels = [*labels, *map(str, range(len(labels), classes))]
+    size = min(256, auto_batch_size(model, shape))
+    predicted, margins = effective_margins(Served(model, shape, labels), x_val, size)
+    right = predicted == y_val
+    threshold, rule = choose_threshold(margins[norm], right, keep, float(epsilon))
+    names = write(Served(model, shape, labels, norm, threshold), folder, with_attack)
+    return {
+        "signatures": names,
+        "labels": labels,
+        "threshold": {
+            "value": threshold,
+            "norm": norm,
+            "rule": rule,
+            "validation_images": len(x_val),
+            "right": int(right.sum()),
+        },
+        "parameters": int(model.count_params()),
+    }

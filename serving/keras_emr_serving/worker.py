@@ -1,0 +1,132 @@
+"""``python -m keras_emr_serving.worker FOLDER TASK...``: one process of an export."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from keras_emr.errors import UserError
+from keras_emr_serving import parity
+from keras_emr_serving.stages import DATA, JOB, MODEL, RESULT
+
+MARGIN_IMAGES = 128  # clean ones whose margins are compared, and as many adversarial ones
+
+
+def reference(work, job, data):
+    """On the backend of training: adversarial images and the source model's logits."""
+    from keras_emr_serving.reference import reference
+
+    made = reference(
+        Path(job["model"]), data["x"], job["epsilon"], job["norm"], job["classes"], seed=job["seed"]
+    )
+    np.savez(work / "reference.npz", images=made["images"], logits=made["logits"])
+    return {"changed": made["changed"]}
+
+
+def build(work, job, data):
+    """On TensorFlow: the SavedModel, its warm-up, and keras_emr's margins to compare with."""
+    import tensorflow as tf
+
+    from keras_emr.evaluation.margins import effective_margins
+    from keras_emr.models.loading import load_model
+    from keras_emr_serving import savedmodel, warmup
+
+    folder, path = work.parent / MODEL, Path(job["model"])
+    try:
+        built = savedmodel.build(
+            path,
+            folder,
+            job["labels"],
+            data["x_val"],
+            data["y_val"],
+            job["epsilon"],
+            job["norm"],
+            job["keep"],
+            job["with_attack"],
+        )
+        warmup.write(folder, job["name"], built["signatures"], data["x_val"][0], job["epsilon"])
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
+        raise UserError(
+            f"--to: cannot write there: {reason}. Expected a folder with room for the model."
+        ) from None
+    with np.load(work / "reference.npz") as made:
+        chosen = _margin_index(len(made["images"]))
+        images, logits = made["images"][chosen], made["logits"][chosen]
+    margins = effective_margins(load_model(path), images, logits.argmax(axis=1))
+    np.savez(work / "margins.npz", index=chosen, l2=margins.l2, linf=margins.linf)
+    return built
+
+
+def gate(work, job, data):
+    """Without Keras: what the SavedModel answers, compared; raises ``ParityError``."""
+    from keras_emr_serving.gate import isolate, observe
+    from keras_emr_serving.threshold import trust_summary
+
+    folder = work.parent / MODEL
+    xla_off = isolate()
+    parity.require_no_xla(folder)
+    with np.load(work / "reference.npz") as made, np.load(work / "margins.npz") as margins:
+        images, expected, index = made["images"], made["logits"], margins["index"]
+        expected_margins = {norm: margins[norm] for norm in ("l2", "linf")}
+    got = observe(folder, images, images[index])
+    report = {
+        "xla_turned_off": xla_off,
+        "session": "tf.compat.v1 SavedModel loader",
+        "logits": parity.compare_logits(expected, got["logits"]),
+        "robust_logits": parity.compare_logits(expected[index], got["robust_logits"]),
+        "effective_margins": {
+            norm: parity.compare_margins(mine, got[norm]) for norm, mine in expected_margins.items()
+        },
+    }
+    parity.require_parity(report)
+    labels = np.tile(data["y"], 2)[index]
+    attacked = index >= len(images) // 2
+    shares = trust_summary(
+        got[job["norm"]], job["threshold"], expected[index].argmax(axis=1) == labels, attacked
+    )
+    return {"parity": report, "trusted": shares}
+
+
+TASKS = {"reference": reference, "build": build, "gate": gate}
+
+
+def _margin_index(n):
+    """Of ``n`` images, the clean half first: the first few of both halves."""
+    few = np.arange(min(MARGIN_IMAGES, n // 2))
+    return np.concatenate([few, n // 2 + few])
+
+
+def _end_with_parent():
+    """End this process as soon as the one that started it is gone, even if it was killed."""
+
+    def watch():
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(folder, *tasks):
+    _end_with_parent()
+    work = Path(folder)
+    job = json.loads((work / JOB).read_text())
+    told = {}
+    try:
+        with np.load(work / DATA) as data:
+            for task in tasks:
+                told[task] = TASKS[task](work, job, data)
+    except (UserError, parity.ParityError) as error:
+        told = {"error": type(error).__name__, "message": str(error)}
+    aside = work / f".{RESULT}"
+    aside.write_text(json.dumps(told))
+    os.replace(aside, work / RESULT)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
