@@ -137,7 +137,7 @@ def _show(done, settings):
         f"trusted: effective margin ({threshold['norm']}) above {threshold['value']:.4g}; "
         f"{threshold['rule']}"
     )
-    for kind, text in (("wrong_clean", "wrong clean"), ("wrong_attacked", "fooled by PGD")):
+    for kind, text in (("wrong_clean", "wrong clean"), ("wrong_attacked", "wrong under PGD")):
         found = card["trusted"][kind]
         if found["n"]:
             click.echo(f"  of {found['n']} {text}: {100 * found['trusted']:.1f} % still trusted")

@@ -19,6 +19,7 @@ from keras_emr.errors import UserError
 AUTO = "auto"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PARTIAL = ".partial-"
+_ATTEMPTS = 5
 _LARGEST = 2**63 - 1  # TensorFlow Serving's versions are int64
 
 
@@ -107,11 +108,7 @@ class ModelFolder:
         held = None
         try:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                with self._locked():
-                    self._sweep()
-                    folder.mkdir()
-                    held = _hold(folder)
+                held = self._begun(folder)
             except OSError as error:
                 raise self.refused(error) from None
             yield folder
@@ -151,6 +148,18 @@ class ModelFolder:
         except OSError as error:
             raise self.refused(error) from None
         return number
+
+    def _begun(self, folder):
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                with self._locked():
+                    self._sweep()
+                    folder.mkdir()
+                    return _hold(folder)
+            except FileNotFoundError:  # a failed export has just removed what it had made
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
     @contextlib.contextmanager
     def _locked(self):

@@ -106,7 +106,9 @@ def _end_with_parent():
     """End this process as soon as the one that started it is gone, even if it was killed."""
 
     def watch():
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: its lock, held here, would abort the interpreter's shutdown.
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -6,10 +6,11 @@ import time
 import pytest
 
 from keras_emr import __version__
-from keras_emr_cli.train_settings import EVALUATE, TRAIN
+from keras_emr_cli.train_settings import EVALUATE, EXPORT, TRAIN
 from tests.cli.harness import assert_error, call, python, shell
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib")
+SETTINGS = [("train", TRAIN), ("evaluate", EVALUATE), ("export", EXPORT)]
 # Not heavy, but nothing that a help text needs.
 UNNEEDED = ("numpy", "yaml", "rich")
 
@@ -31,6 +32,7 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
         (["--version"], HEAVY + UNNEEDED),
         (["train", "--help"], HEAVY + UNNEEDED),
         (["evaluate", "--help"], HEAVY + UNNEEDED),
+        (["export", "--help"], HEAVY + UNNEEDED),
         (["config", "--help"], HEAVY + UNNEEDED),
         (["config", "show", "--help"], HEAVY + UNNEEDED),
         (["data", "--help"], HEAVY + UNNEEDED),
@@ -67,11 +69,11 @@ def test_help_lists_the_commands_and_exit_codes(capfd):
     long, short = call(capfd, "--help"), call(capfd, "-h")
     assert long == short
     assert (long.code, long.err) == (0, "")
-    for text in ("train", "evaluate", "data", "config", "0 ok", "2 usage", "130 Ctrl-C"):
+    for text in ("train", "evaluate", "export", "data", "config", "0 ok", "2 usage", "130 Ctrl-C"):
         assert text in long.out
 
 
-@pytest.mark.parametrize(("name", "table"), [("train", TRAIN), ("evaluate", EVALUATE)])
+@pytest.mark.parametrize(("name", "table"), SETTINGS)
 def test_every_setting_is_a_flag_with_its_default(capfd, name, table):
     result = call(capfd, name, "--help")
     assert result.code == 0
@@ -83,7 +85,7 @@ def test_every_setting_is_a_flag_with_its_default(capfd, name, table):
             assert f"--no-{setting.flag[2:]}" in words
         default = setting.auto if setting.default is None else setting.default
         assert default is None or f"[default: {default}]" in text
-    for flag in ("--config", "--json", "--quiet"):
+    for flag in ("--json", "--quiet", "--to" if name == "export" else "--config"):
         assert flag in words
 
 
