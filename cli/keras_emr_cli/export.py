@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -56,6 +57,8 @@ def command(target, store, checkpoint, with_attack, as_json, quiet, **flags):
     data = load(settings.data, split_seed=settings.split_seed, **share)
     if its_own_data:
         require_same_data(target, data, settings)
+    # A SIGTERM cleans up as Ctrl-C does; a kill leaves what no server loads, for the next export.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         done = export(
             path,

@@ -78,19 +78,20 @@ def observe(folder, images, margin_images, size=64):
         size: images at a time.
 
     Returns:
-        ``logits`` (N, K); of ``robust``: ``robust_logits`` (M, K), ``l2``, ``linf``, ``trusted``
-        (M,).
+        Dictionary: ``logits`` (N, K) and ``class_id`` (N,) of ``serving_default``; ``l2``,
+        ``linf``, ``trusted`` (M,) and ``robust_logits`` (M, K) of ``robust``.
     """
     from keras_emr_serving import warmup
 
     session = Session(folder)
-    served = session.batches("serving_default", images, size, only=("logits",))
+    served = session.batches("serving_default", images, size, only=("logits", "class_id"))
     robust = session.batches("robust", margin_images, size)
     for log in warmup.read(folder):
         name, inputs = warmup.feeds(log)
         session(name, inputs)
     return {
         "logits": served["logits"],
+        "class_id": served["class_id"],
         "robust_logits": robust["logits"],
         "l2": robust["effective_margin_l2"],
         "linf": robust["effective_margin_linf"],

@@ -17,7 +17,7 @@ import keras_emr_serving
 from keras_emr.errors import UserError
 from keras_emr_serving.parity import ParityError
 
-JOB, DATA, RESULT = "job.json", "data.npz", "result.json"
+JOB, DATA = "job.json", "data.npz"
 MODEL = "model"
 _ERRORS = {"UserError": UserError, "ParityError": ParityError}
 
@@ -41,30 +41,33 @@ def run(tasks, work, backend="tensorflow"):
         UserError, ParityError: as raised there.
         ExportFailed: the process ended without a result.
     """
-    result, log = Path(work) / RESULT, Path(work) / f"{tasks[-1]}.log"
-    result.unlink(missing_ok=True)
     # -P: a file of the user's in the current folder must not be taken for a module.
     command = [sys.executable, "-P", "-m", "keras_emr_serving.worker", str(work), *tasks]
-    with open(log, "wb") as output:
+    # The child reads from a pipe that ends when this process does, however it does. It answers
+    # through another one: a file could not be written to a full disk.
+    alive, held = os.pipe()
+    try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # closed when this process ends, however it does
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdin=alive,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=_environment(backend),
         )
-    try:
-        code = process.wait()
+        try:
+            out, log = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
     finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
+        os.close(alive)
+        os.close(held)
     try:
-        told = json.loads(result.read_text())
-    except (OSError, ValueError):
+        told = json.loads(out)
+    except ValueError:
         raise ExportFailed(
-            f"export: {' and '.join(tasks)} ended without a result (exit code {code}). "
-            f"Received: {_last_line(log)!r}. Nothing is published."
+            f"export: {' and '.join(tasks)} ended without a result (exit code "
+            f"{process.returncode}). Received: {_last_line(log)!r}. Nothing is published."
         ) from None
     if "error" in told:
         raise _ERRORS[told["error"]](told["message"])
@@ -85,5 +88,5 @@ def _environment(backend):
 
 
 def _last_line(log):
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.decode(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else ""

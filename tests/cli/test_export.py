@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -16,9 +17,9 @@ from tests.cli.harness import (
     call,
     clean_environment,
     command,
+    python,
     shell,
     snapshot,
-    write_data,
 )
 
 SIGNATURES = ["classify", "image_bytes", "regress", "robust", "serving_default"]
@@ -95,21 +96,12 @@ def test_the_published_model_answers_as_its_source(published, run, data):
     assert told["card"]["threshold"]["right"] == right.sum()
 
 
-def test_versions(capfd, published, run, tmp_path):
+def test_a_version_that_exists(capfd, published, run):
     store, *_ = published
-    store = Path(shutil.copytree(store, tmp_path / "store"))
     before = snapshot(store)
     taken = call(capfd, "export", run.path, "--to", store, "--version", 1)
     assert_error(taken, 3, "--version", "it exists", "Received: 1", "another number, or auto")
     assert snapshot(store) == before
-    result = call(capfd, "export", run.path, "--to", store, "--version", 41, "--with-attack")
-    assert result.code == 0, result.err
-    assert f"published: {store}/toy-run/41" in result.out
-    assert "signatures: attack, classify" in result.out and "0 label flips" in result.out
-    assert sorted(os.listdir(store / "toy-run")) == ["1", "41"]
-    for number in (1, 41):
-        log = store / "toy-run" / str(number) / "assets.extra" / "tf_serving_warmup_requests"
-        assert (b"attack" in log.read_bytes()) == (number == 41)
 
 
 def bare(run, data, tmp_path):
@@ -122,11 +114,6 @@ def keras_file(path, *layers, shape=(8, 8, 1)):
     import keras
 
     keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *layers]).save(path)
-    return path
-
-
-def damaged(path, run):
-    path.write_bytes((run.path / "best.keras").read_bytes()[:3000])
     return path
 
 
@@ -166,32 +153,15 @@ def test_bad_targets(capfd, tmp_path, run, data):
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("make", "fragments"),
-    [
-        ("damaged", ["cannot load the model", "bad.keras"]),
-        ("softmax", ["must end in logits", "softmax", "Make the last layer linear"]),
-        ("one output", ["one logit per class", "K >= 2"]),
-        ("other images", ["model and data do not fit", "(8, 8, 1)", "(9, 9, 1)"]),
-        ("too few classes", ["model and data do not fit", "3 classes", "2 outputs"]),
-    ],
-)
-def test_what_is_no_classifier_of_the_data(capfd, tmp_path, run, make, fragments):
-    from keras import layers
+def test_a_model_that_ends_in_softmax(capfd, tmp_path, data):
+    """What else is no classifier: tests/serving/test_parity.py."""
+    import keras
 
-    path = tmp_path / "bad.keras"
-    if make == "damaged":
-        damaged(path, run)
-    elif make == "softmax":
-        keras_file(path, layers.Dense(2, activation="softmax"))
-    elif make == "other images":
-        keras_file(path, layers.Dense(2), shape=(9, 9, 1))
-    else:
-        keras_file(path, layers.Dense(1 if make == "one output" else 2))
-    write_data(tmp_path / "toy.npz", classes=3 if make == "too few classes" else 2)
+    stack = [keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    keras.Sequential([keras.Input((8, 8, 1)), *stack]).save(tmp_path / "soft.keras")
     before = snapshot(tmp_path)
-    arguments = ("export", path, "--data", "toy.npz", "--to", "store", "--quiet")
-    assert_error(call(capfd, *arguments), 3, *fragments)
+    refused = call(capfd, "export", "soft.keras", "--data", data, "--to", "store", "--quiet")
+    assert_error(refused, 3, "must end in logits", "softmax", "Make the last layer linear")
     assert snapshot(tmp_path) == before
 
 
@@ -233,34 +203,32 @@ def test_a_planted_difference_is_refused(capfd, monkeypatch, tmp_path, run, data
     assert snapshot(tmp_path) == before
 
 
-def test_a_compiled_function_is_refused(capfd, monkeypatch, tmp_path, run, data):
-    def plant(work):
-        import tensorflow as tf
+def test_a_stage_that_dies_is_one_line(capfd, monkeypatch, tmp_path, run, data):
+    from keras_emr_serving import stages
 
-        module = tf.Module()
-        module.f = tf.function(
-            lambda image: {"logits": image},
-            jit_compile=True,
-            input_signature=[tf.TensorSpec((None, 8, 8, 1), tf.float32, "image")],
-        )
-        tf.saved_model.save(
-            module, str(work.parent / "model"), signatures={"serving_default": module.f}
-        )
-
+    monkeypatch.setattr(stages.sys, "executable", "/bin/false")
     arguments = bare(run, data, tmp_path)
     before = snapshot(tmp_path)
-    between(monkeypatch, plant)
     result = call(capfd, *arguments, "--quiet")
-    assert_error(result, 4, "needs XLA", "_XlaMustCompile", "nothing is published")
+    assert_error(result, 1, "reference and build ended without a result (exit code 1)")
     assert snapshot(tmp_path) == before
 
 
-def test_a_stage_that_dies_is_one_line(capfd, monkeypatch, tmp_path, run, data):
+@pytest.mark.parametrize(
+    "kilobytes",
+    [
+        1,  # not even the data for the stages
+        *(pytest.param(size, marks=pytest.mark.slow) for size in (190, 300)),
+    ],
+)
+def test_a_disk_that_takes_no_more(tmp_path, run, data, kilobytes):
+    """By a limit on the size of files: 190 stops the adversarial images, 300 the weights."""
     arguments = bare(run, data, tmp_path)
     before = snapshot(tmp_path)
-    between(monkeypatch, lambda work: (work / "margins.npz").write_text("damaged"))
-    result = call(capfd, *arguments, "--quiet")
-    assert_error(result, 1, "export: gate ended without a result", "Nothing is published")
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes << 10},) * 2);"
+    code = f"{limit} import sys; from keras_emr_cli.main import main; main(sys.argv[1:])"
+    result = python("-c", code, *arguments, "--quiet")
+    assert_error(result, 3, "--to: cannot write there", "File too large", "Expected a folder")
     assert snapshot(tmp_path) == before
 
 
@@ -275,14 +243,14 @@ def processes_about(path):
     return found
 
 
-def test_a_killed_export_publishes_nothing_and_leaves_no_process(tmp_path, run, data):
-    arguments = bare(run, data, tmp_path)
-    models = tmp_path / "store" / "plain"
+def stopped(arguments, models, number):
+    """Start an export and send it ``number`` when its model is half-built: what it printed."""
     process = subprocess.Popen(
-        command(*arguments),
+        command(*arguments, "--quiet"),
         env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         for _ in range(1200):
@@ -290,19 +258,45 @@ def test_a_killed_export_publishes_nothing_and_leaves_no_process(tmp_path, run, 
                 break
             time.sleep(0.05)
         assert list(models.glob(".partial-*/model"))
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
-    (left,) = os.listdir(models)
-    assert left.startswith(".partial-")
     for _ in range(200):
         if not processes_about(models):
             break
         time.sleep(0.05)
     assert processes_about(models) == []
-    again = shell(*arguments, "--quiet", "--epsilon", "0.05")
+    return process.returncode, out
+
+
+def test_a_killed_export_publishes_nothing_and_leaves_no_process(tmp_path, run, data):
+    arguments = bare(run, data, tmp_path)
+    models = tmp_path / "store" / "plain"
+    assert stopped(arguments, models, signal.SIGKILL) == (-signal.SIGKILL, "")
+    (left,) = os.listdir(models)
+    assert left.startswith(".partial-")
+    # The next export takes it away.
+    again = shell(*arguments, "--version", 41, "--with-attack")
     assert again.code == 0, again.err
-    assert os.listdir(models) == ["1"]
+    assert os.listdir(models) == ["41"]
+    assert f"published: {models / '41'}" in again.out
+    assert f"signatures: attack, {', '.join(SIGNATURES)}" in again.out
+    assert "0 label flips" in again.out and "trusted: effective margin (linf) above" in again.out
+    requests = models / "41" / "assets.extra" / "tf_serving_warmup_requests"
+    assert b"attack" in requests.read_bytes()
+    card = json.loads((models / "41" / "assets.extra" / "keras_emr.json").read_text())
+    assert card["threat_model"]["epsilon"] == 8 / 255 and card["metrics"]["run"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_export_cleans_up(tmp_path, run, data, number):
+    arguments = bare(run, data, tmp_path)
+    before = snapshot(tmp_path)
+    code, out = stopped(arguments, tmp_path / "store" / "plain", number)
+    assert (code, out) == (130, "Error: interrupted\n")
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.slow

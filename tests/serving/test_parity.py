@@ -1,6 +1,7 @@
 """The gate: what it measures, what it refuses, and how ``trusted`` gets its threshold."""
 
 import json
+import shutil
 import sys
 
 import keras
@@ -27,6 +28,7 @@ def test_logits_are_compared_relative_to_their_scale():
     assert told["label_flips"] == 1
     told = parity.compare_logits(expected, expected + np.array([[0, 0], [0, np.nan]]))
     assert told["relative_difference"] == np.inf
+    assert parity.compare_logits(expected, expected, np.array([0, 1]))["label_flips"] == 1
     zero = np.zeros((2, 2))
     assert parity.compare_logits(zero, zero)["relative_difference"] == 0
     with pytest.raises(ParityError, match=r"Received: logits \(2, 3\)"):
@@ -159,6 +161,39 @@ def test_a_model_that_is_random_at_inference_is_refused(tmp_path):
         reference(tmp_path / "noisy.keras", images(4)[0], 0.1, "linf", 3)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ("damaged", r"cannot load the model.*bad\.keras"),
+        ("softmax", r"must end in logits.*'softmax'.*Make the last layer linear"),
+        ("probabilities", r"must end in logits.*sum to 1"),
+        ("one output", r"one logit per class.*K >= 2"),
+        ("two heads", r"one logit per class.*2 outputs"),
+        ("other images", r"model and data do not fit.*\(6, 6, 1\).*\(9, 9, 1\)"),
+        ("too few classes", r"model and data do not fit.*3 classes.*2 outputs"),
+        ("not finite", r"logits that are not finite"),
+    ],
+)
+def test_what_is_no_classifier_of_the_data(tmp_path, make, message):
+    from keras import layers
+
+    path, side = tmp_path / "bad.keras", 9 if make == "other images" else 6
+    outputs = {"one output": 1, "too few classes": 2}.get(make, 3)
+    image = keras.Input((side, side, 1))
+    activation = "softmax" if make == "softmax" else None
+    z = layers.Dense(outputs, activation=activation)(layers.Flatten()(image))
+    if make == "probabilities":
+        z = keras.ops.softmax(z)
+    model = keras.Model(image, [z, z] if make == "two heads" else z)
+    if make == "not finite":
+        model.layers[-1].set_weights([np.full((36, 3), np.nan), np.zeros(3)])
+    model.save(path)
+    if make == "damaged":
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=message):
+        reference(path, images(8)[0], 0.1, "linf", 3)
+
+
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
     """What the gate of a sound export finds: its ``work`` folder, beside ``model``."""
@@ -234,6 +269,19 @@ def test_what_xla_must_compile_is_refused(tmp_path, staged):
     with pytest.raises(ParityError, match=r"needs XLA.*_XlaMustCompile.*nothing is published"):
         parity.require_no_xla(tmp_path)
     parity.require_no_xla(staged.parent / "model")
+
+
+def test_the_gate_refuses_such_a_model(staged):
+    model, kept = staged.parent / "model", staged.parent / "kept"
+    module = Compiled()
+    model.rename(kept)
+    try:
+        tf.saved_model.save(module, str(model), signatures={"serving_default": module.f})
+        with pytest.raises(ParityError, match="needs XLA"):
+            stages.run(["gate"], staged)
+    finally:
+        shutil.rmtree(model)
+        kept.rename(model)
 
 
 @pytest.mark.parametrize("op", ["XlaCallModule", "XlaLaunch"])
