@@ -295,7 +295,7 @@ def test_an_interrupted_export_cleans_up(tmp_path, run, data, number):
     arguments = bare(run, data, tmp_path)
     before = snapshot(tmp_path)
     code, out = stopped(arguments, tmp_path / "store" / "plain", number)
-    assert (code, out) == (130, "Error: interrupted\n")
+    assert (code, out.strip()) == (130, "Error: interrupted")
     assert snapshot(tmp_path) == before
 
 
