@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.settings import Merged, Ratio, merge, options
-from keras_emr_cli.train_settings import EXPORT
+from keras_emr_cli.train_settings import BACKENDS, EXPORT
 
 EXIT_GATE = 4
 _EPSILON = "8/255"  # of a .keras file that does not say
@@ -94,25 +95,21 @@ def _trained_on(target):
     """The backend that a run was trained on; ``None`` where nothing tells it."""
     try:
         environment = json.loads((target / "environment.json").read_text())
-        return environment["backend"] if environment["backend"] in _BACKENDS else None
+        return environment["backend"] if environment["backend"] in BACKENDS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-_BACKENDS = ("tensorflow", "jax", "torch")
-
-
 def _require_installed(backend):
-    import importlib.util
-
     for package in dict.fromkeys((backend, "tensorflow", "tensorflow_serving")):
         if importlib.util.find_spec(package) is None:
             extra = {"tensorflow_serving": "[serving]", "tensorflow": ""}.get(
                 package, f"[{package}]"
             )
+            other = "; or give --backend tensorflow" if package in ("jax", "torch") else ""
             raise UserError(
                 f"export: {package} is not installed. Received: a model of backend {backend}. "
-                f"Install it with: pip install 'keras-emr{extra}'"
+                f"Install it with: pip install 'keras-emr{extra}'{other}"
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 
 import numpy as np
@@ -22,16 +24,33 @@ def write(served, folder, with_attack=False):
 
     Returns:
         Names of the signatures.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full.
     """
     signatures = served.signatures(with_attack)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    tf.saved_model.save(served, str(folder), signatures=signatures)
+    with file_errors():
+        tf.saved_model.save(served, str(folder), signatures=signatures)
+        _set_methods(folder)
+    return sorted(signatures)
+
+
+@contextlib.contextmanager
+def file_errors():
+    """TensorFlow's errors about files as the ``OSError`` they are."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message) from None
+
+
+def _set_methods(folder):
     # Saved as predict, all of them: a server that checks method names would refuse these two.
     names = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
     for signature, method in METHODS.items():
         names.replace_method_name(signature, method, tags="serve")
     names.save()
-    return sorted(signatures)
 
 
 def effective_margins(served, x, size=256):

@@ -32,28 +32,24 @@ def reference(work, job, data):
 
 def build(work, job, data):
     """On TensorFlow: the SavedModel, its warm-up, and keras_emr's margins to compare with."""
-    import tensorflow as tf
-
     from keras_emr.evaluation.margins import effective_margins
     from keras_emr.models.loading import load_model
     from keras_emr_serving import savedmodel, warmup
 
     folder, path = work.parent / MODEL, Path(job["model"])
-    try:
-        built = savedmodel.build(
-            path,
-            folder,
-            job["labels"],
-            data["x_val"],
-            data["y_val"],
-            job["epsilon"],
-            job["norm"],
-            job["keep"],
-            job["with_attack"],
-        )
+    built = savedmodel.build(
+        path,
+        folder,
+        job["labels"],
+        data["x_val"],
+        data["y_val"],
+        job["epsilon"],
+        job["norm"],
+        job["keep"],
+        job["with_attack"],
+    )
+    with savedmodel.file_errors():
         warmup.write(folder, job["name"], built["signatures"], data["x_val"][0], job["epsilon"])
-    except tf.errors.OpError as error:  # in its own words, which name the file
-        raise UserError(_refused(error.message)) from None
     with np.load(work / "reference.npz") as made:
         chosen = _margin_index(len(made["images"]))
         images, logits = made["images"][chosen], made["logits"][chosen]
@@ -130,13 +126,10 @@ def main(folder, *tasks):
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        told = {"error": "UserError", "message": _refused(error.strerror)}
+        message = f"--to: cannot write there: {error.strerror}. Expected a folder with room for it."
+        told = {"error": "UserError", "message": message}
     json.dump(told, answer)
     answer.close()
-
-
-def _refused(reason):
-    return f"--to: cannot write there: {reason}. Expected a folder with room for the model."
 
 
 if __name__ == "__main__":

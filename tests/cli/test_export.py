@@ -214,6 +214,25 @@ def test_a_stage_that_dies_is_one_line(capfd, monkeypatch, tmp_path, run, data):
     assert snapshot(tmp_path) == before
 
 
+def test_a_package_that_is_missing(capfd, monkeypatch, tmp_path, run, data):
+    from keras_emr_cli import export
+
+    find = export.importlib.util.find_spec
+    for missing, fix in (
+        ("jax", "'keras-emr[jax]'; or give --backend tensorflow"),
+        ("tensorflow_serving", "'keras-emr[serving]'"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                export.importlib.util,
+                "find_spec",
+                lambda name, *rest, missing=missing: None if name == missing else find(name, *rest),
+            )
+            arguments = (*bare(run, data, tmp_path), "--backend", "jax")
+            refused = call(capfd, *arguments)
+        assert_error(refused, 3, f"{missing} is not installed", fix)
+
+
 @pytest.mark.parametrize(
     "kilobytes",
     [
