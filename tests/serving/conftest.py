@@ -32,7 +32,7 @@ def server(store):
     from keras_emr_serving.server.config import store_models
     from keras_emr_serving.server.server import Options, Server
 
-    with Server(store_models(store), Options(rest_port=0, grpc_port=None)) as running:
+    with Server(store_models(store), Options(rest_port=0, grpc_port=0)) as running:
         yield running
 
 

@@ -50,7 +50,6 @@ class Manager:
     Args:
         models: what to serve.
         metrics: where loads and run times are counted.
-        timeout_ms: for one run of a model; ``None`` for no limit.
         batcher: wraps a servable's ``run`` and returns ``(run, stop)``; ``None``: no batching.
         early_labels: whether a new label may name a version that is not available.
     """
@@ -59,12 +58,11 @@ class Manager:
         self,
         models: Iterable[ModelConfig],
         metrics: Metrics,
-        timeout_ms: int | None = None,
         batcher: Callable | None = None,
         early_labels: bool = False,
     ):
         self._entries = {one.name: _Entry(one) for one in models}
-        self._metrics, self._timeout_ms, self._batcher = metrics, timeout_ms, batcher
+        self._metrics, self._batcher = metrics, batcher
         self._early_labels = early_labels
         self._labels: dict[str, dict[str, int]] = {}
         self._lock = threading.Condition()
@@ -136,6 +134,16 @@ class Manager:
                 errors = [str(one.error) for one in versions if one.error]
                 missing[name] = entry.trouble or "; ".join(errors) or "no version to load"
             return missing
+
+    def serving(self) -> list[tuple[str, int]]:
+        """(model, version) of everything that answers now."""
+        with self._lock:
+            return [
+                (name, n)
+                for name, entry in sorted(self._entries.items())
+                for n, one in sorted(entry.versions.items())
+                if one.state == "AVAILABLE"
+            ]
 
     # Changing -------------------------------------------------------------------------------
 
@@ -263,7 +271,7 @@ class Manager:
         def on_runtime(api, microseconds):
             self._metrics.runtime_latency.labels(name, api, "TF1").observe(microseconds)
 
-        return inference.Model(servable.signatures, run, self._timeout_ms, on_runtime)
+        return inference.Model(servable.signatures, run, on_runtime=on_runtime)
 
     def _warm_up(self, path, model):
         start, status = time.perf_counter(), "OK"

@@ -8,6 +8,7 @@ import re
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -45,6 +46,7 @@ class RestApi:
         max_body: largest request in bytes, before and after decompression.
         timeout: seconds after which a request is given up.
         threads: how many requests are worked on at a time.
+        max_pending: how many may be under way or waiting; further ones get 503 at once.
         metrics_path: where Prometheus reads; ``None`` for nowhere.
     """
 
@@ -55,10 +57,12 @@ class RestApi:
         max_body: int = 256 << 20,
         timeout: float = 30.0,
         threads: int = 16,
+        max_pending: int = 256,
         metrics_path: str | None = METRICS_PATH,
     ):
         self._manager, self._metrics = manager, counters
         self._max_body, self._timeout, self._metrics_path = max_body, timeout, metrics_path
+        self._pending, self._max_pending = 0, max_pending
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self.app = Starlette(routes=[Route("/{path:path}", self._handle, methods=_METHODS)])
 
@@ -75,10 +79,8 @@ class RestApi:
         if not re.match("/v1/", path, re.IGNORECASE):
             return Response(_NO_PAGE, 404, media_type="text/html")
         try:
-            body = await self._body(request)
-            loop = asyncio.get_running_loop()
-            job = loop.run_in_executor(self._pool, self.answer, request.method, path, body)
-            text = await asyncio.wait_for(job, self._timeout)
+            async with asyncio.timeout(self._timeout):
+                text = await self._answer(request, path)
             return Response(text, media_type="application/json")
         except ClientDisconnect:
             return Response(status_code=499)
@@ -90,6 +92,29 @@ class RestApi:
                 log.exception("request failed: %s %s", request.method, path)
         text = json_response.error_text(error.message)
         return Response(_encode(text), error.http_status, media_type="application/json")
+
+    async def _answer(self, request, path):
+        if request.method == "GET":  # quick, and wanted most when all else waits
+            return self.answer("GET", path, b"")
+        if self._pending >= self._max_pending:
+            raise ServingError("UNAVAILABLE", "Too many requests are waiting")
+        self._pending += 1
+        job = None
+        try:
+            body = await self._body(request)
+            loop = asyncio.get_running_loop()
+            job = loop.run_in_executor(self._pool, self.answer, request.method, path, body)
+            job.add_done_callback(self._finished)
+        finally:
+            if job is None:
+                self._pending -= 1
+        # One that is given up still takes its place until it ends.
+        return await asyncio.shield(job)
+
+    def _finished(self, job):
+        self._pending -= 1
+        if not job.cancelled():
+            job.exception()
 
     async def _body(self, request):
         inflate = None
@@ -149,21 +174,28 @@ class RestApi:
     def _predict(self, target, body):
         with _Held(self._manager, target) as held:
             request = read_predict(body, held.input_types)
-            outputs = inference.predict(held.used.model, request.signature_name, request.inputs)
+            outputs = inference.predict(
+                self._limited(held.used), request.signature_name, request.inputs
+            )
             self._metrics.examples(target[0], max(map(_rows, request.inputs.values())))
         return (json_response.write_rows if request.row else json_response.write_columns)(outputs)
+
+    def _limited(self, used):
+        return replace(used.model, timeout_ms=int(self._timeout * 1000))
 
     def _classify(self, target, body):
         request = read_examples(body)
         with self._manager.use(*target) as used:
-            found = inference.classify(used.model, request.signature_name, request.examples)
+            found = inference.classify(
+                self._limited(used), request.signature_name, request.examples
+            )
         self._metrics.examples(target[0], len(request.examples))
         return json_response.write_classes(found)
 
     def _regress(self, target, body):
         request = read_examples(body)
         with self._manager.use(*target) as used:
-            found = inference.regress(used.model, request.signature_name, request.examples)
+            found = inference.regress(self._limited(used), request.signature_name, request.examples)
         self._metrics.examples(target[0], len(request.examples))
         return json_response.write_values(found)
 

@@ -84,8 +84,7 @@ class Servable:
             timeout_ms: after which the run is given up (``DEADLINE_EXCEEDED``).
             infos: tensor name -> its ``TensorInfo``, to check shapes where the graph would abort.
         """
-        for index, (name, array) in enumerate(feeds):
-            self._check(index, array, (infos or {}).get(name))
+        self.check(feeds, infos)
         unique = list(dict.fromkeys(fetches))
         call = self._callable(tuple(name for name, _ in feeds), tuple(unique), timeout_ms)
         start = time.perf_counter()
@@ -97,9 +96,13 @@ class Servable:
         by_name = dict(zip(unique, values, strict=True))
         return [_array(by_name[name]) for name in fetches], elapsed
 
+    def check(self, feeds, infos) -> None:
+        """Raises ``INVALID_ARGUMENT`` for arrays that the graph must not be given."""
+        for index, (name, array) in enumerate(feeds):
+            if infos and name in infos:
+                self._check(index, array, infos[name])
+
     def _check(self, index, array, info):
-        if info is None:
-            return
         given = self._tf.string if array.dtype == object else self._tf.dtypes.as_dtype(array.dtype)
         wanted = self._tf.dtypes.as_dtype(info.dtype)
         if given != wanted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from keras_emr_serving.server.config import ModelConfig, read_config
+from keras_emr_serving.server.listen import bind
 from keras_emr_serving.server.manager import Manager
 from keras_emr_serving.server.metrics import Metrics
 from keras_emr_serving.server.rest import METRICS_PATH, RestApi
@@ -29,6 +29,7 @@ class Options:
     rest_timeout_ms: int = 30_000
     max_body: int = 256 << 20
     threads: int = 16
+    max_pending: int = 256
     poll_seconds: float = 1.0
     config_file: Path | None = None
     config_poll_seconds: float = 0.0
@@ -47,7 +48,7 @@ class Server:
         options: ports, limits and files.
 
     Raises:
-        OSError: a port that cannot be had.
+        CannotListen: a port that cannot be had.
         ServingError: a label for a version that is not available.
     """
 
@@ -57,7 +58,6 @@ class Server:
         self.manager = Manager(
             models,
             self.metrics,
-            timeout_ms=self.options.rest_timeout_ms,
             batcher=self.options.batcher,
             early_labels=self.options.early_labels,
         )
@@ -71,7 +71,7 @@ class Server:
         sockets = {}
         try:
             if self.options.rest_port is not None:
-                sockets["rest"] = _bind(self.options.host, self.options.rest_port)
+                sockets["rest"] = bind(self.options.host, self.options.rest_port)
             if self.options.grpc_port is not None:
                 self._make_grpc()
             self.xla_disabled = disable_xla()
@@ -122,6 +122,7 @@ class Server:
             max_body=self.options.max_body,
             timeout=self.options.rest_timeout_ms / 1000,
             threads=self.options.threads,
+            max_pending=self.options.max_pending,
             metrics_path=self.options.metrics_path,
         )
         config = uvicorn.Config(
@@ -168,16 +169,3 @@ def _read(path):
         return None if path is None else path.read_text()
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _bind(host, port):
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen(1024)
-    except BaseException:
-        bound.close()
-        raise
-    return bound

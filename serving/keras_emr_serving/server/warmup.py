@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_emr_serving.server import inference
 from keras_emr_serving.server.status import ServingError, invalid
+from keras_emr_serving.server.tensors import to_array
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_RECORDS = 1000
@@ -75,21 +76,6 @@ def run_predict(model, request):
     return inference.predict(
         model, request.model_spec.signature_name, inputs, request.output_filter
     )
-
-
-def to_array(tensor):
-    """The array in a ``TensorProto``. Raises ``INVALID_ARGUMENT`` when it holds none."""
-    from tensorflow import make_ndarray
-
-    try:
-        return make_ndarray(tensor)
-    except Exception:
-        raise invalid(f"tensor parsing error: {_brief(tensor)}") from None
-
-
-def _brief(tensor):
-    dims = ",".join(str(dim.size) for dim in tensor.tensor_shape.dim)
-    return f"type {tensor.dtype}, shape [{dims}], {len(tensor.tensor_content)} bytes of content"
 
 
 def examples_of(message):
