@@ -16,8 +16,10 @@ class CannotListen(OSError):
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises :class:`CannotListen`."""
     try:
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol given: asyncio leaves Nagle's algorithm on for sockets without, and
+        # every answer would wait for the client's delayed acknowledgement (40 ms).
+        family, kind, protocol, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((host, port))
