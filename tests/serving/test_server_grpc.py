@@ -102,7 +102,7 @@ def test_an_output_filter(predictions):
 
 
 @pytest.mark.parametrize(
-    ("made", "code", "text"),
+    ("message", "code", "text"),
     [
         (predict_pb2.PredictRequest(), "INVALID_ARGUMENT", "Missing ModelSpec"),
         (request(name="", x=X), "INVALID_ARGUMENT", "ModelSpec has no name specified."),
@@ -149,8 +149,8 @@ def test_an_output_filter(predictions):
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_predict_that_fails(predictions, made, code, text):
-    found, details = failure(predictions.Predict, made)
+def test_a_predict_that_fails(predictions, message, code, text):
+    found, details = failure(predictions.Predict, message)
     assert (found, details.split("\n")[0]) == (code, text)
 
 
