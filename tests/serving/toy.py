@@ -114,3 +114,19 @@ def publish(made, target):
     hidden = Path(target).parent / f".{Path(target).name}.part"
     shutil.copytree(made, hidden)
     os.rename(hidden, target)
+
+
+def build_slow(folder):
+    """``serving_default``: x (n,) -> y (n,), busy for x seconds or so."""
+    import tensorflow as tf
+
+    def body(x):
+        end = tf.timestamp() + tf.cast(tf.reduce_max(x), tf.float64)
+        tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())
+        with tf.control_dependencies([tf.timestamp()]):
+            return {"y": tf.identity(x)}
+
+    module = tf.Module()
+    made = tf.function(body, input_signature=[tf.TensorSpec((None,), tf.float32, "x")])
+    _save(module, folder, {"serving_default": made})
+    return Path(folder)
