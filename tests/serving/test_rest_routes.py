@@ -51,6 +51,12 @@ def test_a_path_that_predicts(url, path):
             400,
             "Failed to convert version: 99999999999999999999 to numeric.",
         ),
+        (
+            "GET",
+            "/v1/models/m/versions/" + "9" * 5000,
+            400,
+            f"Failed to convert version: {'9' * 5000} to numeric.",
+        ),
         ("POST", "/v1/models/m:foo", 400, "Malformed request: POST /v1/models/m:foo"),
         ("POST", "/v1/models/m:PREDICT", 400, "Malformed request: POST /v1/models/m:PREDICT"),
         ("POST", "/v1/models/m", 400, "Malformed request: POST /v1/models/m"),

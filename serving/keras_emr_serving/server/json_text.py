@@ -18,7 +18,7 @@ from keras_emr_serving.server.status import invalid
 
 MAX_DEPTH = 128  # deeper text is refused: the parser recurses on the stack of its thread
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_OPENING = re.compile(rb"[\[{]")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _AT = re.compile(r"Parse error at offset (\d+): (.*)\.$", re.DOTALL)
 _FLOAT_MAX = 3.4028234e38
 
@@ -71,14 +71,19 @@ def _parse_error(problem, offset):
 
 
 def _require_shallow(body):
-    if len(_OPENING.findall(body)) <= MAX_DEPTH:
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     blank = _STRING.sub(lambda found: b" " * len(found.group()), body)
+    if (_depths(blank.translate(None, _NO_BRACKET)) > MAX_DEPTH).any():
+        offset = int((_depths(blank) > MAX_DEPTH).argmax())
+        raise _parse_error(f"Nested deeper than {MAX_DEPTH} levels.", offset)
+
+
+def _depths(text):
+    """How deep each byte of ``text`` is, every bracket counted."""
     steps = np.zeros(256, np.int8)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1
-    deep = np.cumsum(steps[np.frombuffer(blank, np.uint8)], dtype=np.int64) > MAX_DEPTH
-    if deep.any():
-        raise _parse_error(f"Nested deeper than {MAX_DEPTH} levels.", int(deep.argmax()))
+    return np.cumsum(steps[np.frombuffer(text, np.uint8)], dtype=np.int64)
 
 
 def type_name(value: Any) -> str:

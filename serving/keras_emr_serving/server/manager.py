@@ -291,10 +291,10 @@ class Manager:
         with self._lock:
             version.state = "UNLOADING"
             drained = self._lock.wait_for(lambda: not version.users, timeout=DRAIN_SECONDS)
-            servable, version.servable, version.model = version.servable, None, None
         version.stop()
-        if drained:
-            servable.close()
+        if drained:  # else it is left to whoever still holds it
+            version.servable.close()
+            version.servable = version.model = None
         with self._lock:
             version.state = "END"
         log.info("model %s version %d: unloaded", entry.config.name, number)

@@ -54,7 +54,7 @@ class RestApi:
         self,
         manager: Manager,
         counters: metrics.Metrics,
-        max_body: int = 256 << 20,
+        max_body: int = 64 << 20,
         timeout: float = 30.0,
         threads: int = 16,
         max_pending: int = 256,
@@ -229,7 +229,8 @@ def _rows(array):
 
 
 def _version(version, label):
-    if version and int(version[:20]) > _MAX_INT64:
+    digits = (version or "").lstrip("0")
+    if len(digits) > 19 or int(digits or 0) > _MAX_INT64:
         raise invalid(f"Failed to convert version: {version} to numeric.")
     return (int(version) if version else None), (unquote(label) if label else None)
 

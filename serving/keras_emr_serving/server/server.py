@@ -27,7 +27,7 @@ class Options:
     rest_port: int | None = 8501
     grpc_port: int | None = 8500
     rest_timeout_ms: int = 30_000
-    max_body: int = 256 << 20
+    max_body: int = 64 << 20
     threads: int = 16
     max_pending: int = 256
     poll_seconds: float = 1.0
