@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from keras_emr_serving.server.json_request import decode_base64, read_predict
+from keras_emr_serving.server.json_request import read_predict
 from keras_emr_serving.server.json_response import write_columns, write_rows
 from keras_emr_serving.server.json_text import Object, decimal, dump, parse
+from keras_emr_serving.server.json_values import decode_base64
 from keras_emr_serving.server.status import ServingError
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_emr_serving.server.json_request import decode_base64, signature_of
+from keras_emr_serving.server.json_request import signature_of
 from keras_emr_serving.server.json_text import Object, dump, parse, type_name
+from keras_emr_serving.server.json_values import decode_base64, is_base64
 from keras_emr_serving.server.status import invalid
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
@@ -68,7 +69,7 @@ def _example(value):
 
 def _append(feature, name, value):
     kind = type_name(value)
-    if kind == "Object" and not (len(value) == 1 and isinstance(value.find("b64"), str)):
+    if kind == "Object" and not is_base64(value):
         raise _unexpected(name, kind)
     if kind in ("True", "False"):
         _list(feature, "int64_list", name).append(int(value))

@@ -5,35 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from keras_emr_serving.server import inference, warmup
 from keras_emr_serving.server.config import ModelConfig, aspired
 from keras_emr_serving.server.metrics import Metrics
-from keras_emr_serving.server.servable import Servable
-from keras_emr_serving.server.status import ServingError, from_exception, invalid
+from keras_emr_serving.server.status import ServingError, invalid
+from keras_emr_serving.server.version import Version, fingerprint, load
 
 log = logging.getLogger("keras_emr_serving")
 LIVE = ("START", "LOADING", "AVAILABLE")
 DRAIN_SECONDS = 60
-
-
-@dataclass
-class Version:
-    """``state``: START, LOADING, AVAILABLE, UNLOADING or END. ``error``: why it is not served."""
-
-    number: int
-    path: Path
-    state: str = "START"
-    error: ServingError | None = None
-    servable: Servable | None = None
-    model: inference.Model | None = None
-    users: int = 0
-    fingerprint: tuple = ()
-    stop: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -235,56 +217,25 @@ class Manager:
         if known.state in LIVE or known.state == "UNLOADING":
             return False
         # One that failed is tried again when its files have changed.
-        return known.error is None or known.fingerprint != _fingerprint(path)
+        return known.error is None or known.fingerprint != fingerprint(path)
 
     def _load(self, entry, number, path):
         name = entry.config.name
-        version = Version(number, path, fingerprint=_fingerprint(path))
+        version = Version(number, path, "LOADING", fingerprint=fingerprint(path))
         with self._lock:
             entry.versions[number] = version
-            version.state = "LOADING"
         log.info("model %s version %d: loading %s", name, number, path)
-        servable = None
         try:
-            servable = Servable(path)
-            plain = self._model(name, servable, servable.run)
-            self._warm_up(path, plain)
-            run = servable.run
-            if self._batcher is not None:
-                run, version.stop = self._batcher(servable)
-            with self._lock:
-                version.servable = servable
-                version.model = self._model(name, servable, run)
-                version.state = "AVAILABLE"
-            self._metrics.load(path, "success")
-            log.info("model %s version %d: available", name, number)
-        except Exception as error:
-            if servable is not None:
-                servable.close()
-            reason = _load_error(error)
-            with self._lock:
-                version.state, version.error = "END", reason
-            self._metrics.load(path, "fail")
-            log.error("model %s version %d: cannot be loaded: %s", name, number, reason)
-
-    def _model(self, name, servable, run):
-        def on_runtime(api, microseconds):
-            self._metrics.runtime_latency.labels(name, api, "TF1").observe(microseconds)
-
-        return inference.Model(servable.signatures, run, on_runtime=on_runtime)
-
-    def _warm_up(self, path, model):
-        start, status = time.perf_counter(), "OK"
-        try:
-            if not warmup.replay(path, model):
-                return
+            loaded = load(name, path, self._metrics, self._batcher)
         except ServingError as error:
-            status = error.code
-            raise
-        finally:
-            elapsed = (time.perf_counter() - start) * 1e6
-            if (path / warmup.FILE).exists():
-                self._metrics.warmup_latency.labels(str(path), status).observe(elapsed)
+            with self._lock:
+                version.state, version.error = "END", error
+            log.error("model %s version %d: cannot be loaded: %s", name, number, error)
+            return
+        with self._lock:
+            version.servable, version.model, version.stop = loaded
+            version.state = "AVAILABLE"
+        log.info("model %s version %d: available", name, number)
 
     def _unload(self, entry, number):
         version = entry.versions[number]
@@ -305,19 +256,3 @@ class Manager:
             for entry in self._entries.values():
                 entry.removed = True
         self.poll()
-
-
-def _load_error(error):
-    found = from_exception(error)
-    if found.code == "INTERNAL" and not isinstance(error, ServingError):
-        found = ServingError("UNKNOWN", str(error) or type(error).__name__)
-    return found
-
-
-def _fingerprint(path):
-    """Changes when a file of the version does."""
-    try:
-        files = sorted(one for one in path.rglob("*") if one.is_file())
-        return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-    except OSError:
-        return ()
