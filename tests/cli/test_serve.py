@@ -1,5 +1,6 @@
 """``keras-emr serve``: what it prints, how it ends, and every mistake in one line."""
 
+import importlib.util
 import json
 import os
 import re
@@ -196,6 +197,15 @@ def test_usage(store, capfd):
     assert_error(call(capfd, "serve", store, "--port", "x"), 2, "--port")
     result = call(capfd, "serve", store, "--batching-parameters-file", "x")
     assert_error(result, 3, "needs --enable-batching")
+
+
+def test_packages_that_are_missing_are_named(store, capfd, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+    )
+    result = call(capfd, "serve", store)
+    assert_error(result, 3, "no uvicorn", 'pip install "keras-emr[serving]"')
 
 
 def test_help_imports_nothing_heavy():

@@ -54,3 +54,27 @@ def test_more_requests_than_places_are_refused_at_once_and_others_answered(store
         assert len(refused) >= 10
         assert refused[0] == {"error": "Too many requests are waiting"}
         assert ask(server, 0.0)[0] == 200
+
+
+def test_grpc_refuses_what_has_no_place(store):
+    import grpc
+    from tensorflow import make_tensor_proto
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    def request(seconds):
+        made = predict_pb2.PredictRequest()
+        made.model_spec.name = "m"
+        made.inputs["x"].CopyFrom(make_tensor_proto([seconds]))
+        return made
+
+    options = Options(rest_port=None, grpc_port=0, threads=1, max_pending=4)
+    with (
+        Server(store_models(store), options) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [stub.Predict.future(request(0.3), timeout=30) for _ in range(20)]
+        codes = [call.code().name for call in calls]
+        assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+        assert codes.count("OK") >= 4
+        assert list(stub.Predict(request(0.0), timeout=30).outputs["y"].float_val) == [0.0]

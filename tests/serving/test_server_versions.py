@@ -110,6 +110,35 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(made, folder, manage
     assert states(manager) == {1: "END", 2: "AVAILABLE"}
 
 
+@pytest.mark.slow
+def test_a_minute_of_swaps_and_rollbacks_without_a_failed_request(made, folder):
+    options = Options(rest_port=0, grpc_port=None, poll_seconds=0.05)
+    with Server(store_models(folder.parent), options) as server:
+        url = f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict"
+        seen, stop = [], threading.Event()
+
+        def ask():
+            session = requests.Session()
+            while not stop.is_set():
+                seen.append(session.post(url, data=ONES, timeout=30).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        end, swaps = time.monotonic() + 60, 0
+        while time.monotonic() < end:
+            toy.publish(made / "double", folder / "2")
+            until(lambda: states(server.manager) == {2: "AVAILABLE", 1: "END"})
+            shutil.rmtree(folder / "2")
+            until(lambda: states(server.manager) == {2: "END", 1: "AVAILABLE"})
+            swaps += 2
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert swaps > 10 and len(seen) > 1000
+    assert set(seen) == {200}
+
+
 @pytest.mark.parametrize("name", ["2.tmp", "-3", "v2", ".2.part", "2 "])
 def test_a_folder_that_is_no_version_is_not_served(made, folder, manage, name):
     shutil.copytree(made / "double", folder / name)

@@ -34,7 +34,7 @@ _FLOATS = {
 }
 
 
-def shape_of(value):
+def shape_of(value: Any) -> list[int]:
     """Lengths along the first elements, as far as there are lists."""
     shape = []
     while type(value) is list:
@@ -45,8 +45,17 @@ def shape_of(value):
     return shape
 
 
-def fill(value, level, shape, dtype, flat):
-    """Append the leaves of ``value`` to ``flat``; every list must fit ``shape``."""
+def fill(value: Any, level: int, shape: list[int], dtype: str, flat: list) -> None:
+    """Append the leaves of ``value`` to ``flat``, in order.
+
+    Args:
+        value: a JSON value, ``level`` lists deep.
+        shape: what :func:`shape_of` says of the outermost value; every list must fit it.
+        dtype: TensorFlow's name of a type, such as ``"float"`` or ``"int64"``.
+
+    Raises:
+        ServingError: ``INVALID_ARGUMENT`` for a list or a leaf that does not fit.
+    """
     if type(value) is not list:
         if level != len(shape):
             raise invalid(
@@ -134,7 +143,8 @@ def _type_error(value, dtype):
     )
 
 
-def to_array(flat, shape, dtype):
+def to_array(flat: list, shape: list[int], dtype: str) -> np.ndarray:
+    """The leaves as an array of ``shape``. Raises ``INVALID_ARGUMENT`` for too high a rank."""
     if len(shape) > MAX_RANK:
         raise invalid(f"Tensor of rank {len(shape)}, but at most {MAX_RANK} is supported")
     flat = flat[: math.prod(shape)]  # a repeated name gave more: the first values count
@@ -150,7 +160,8 @@ def to_array(flat, shape, dtype):
     return np.array(flat, wide).astype(dtype).reshape(shape)  # a small type wraps around
 
 
-def is_base64(value):
+def is_base64(value: Any) -> bool:
+    """Whether ``value`` is ``{"b64": text}`` and nothing else."""
     return isinstance(value, Object) and len(value) == 1 and isinstance(value.find("b64"), str)
 
 
