@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -84,7 +85,8 @@ def command(store, **flags):
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        return _serve(store, flags, stop)
+        with _logging_to_stderr(flags["quiet"]):
+            return _serve(store, flags, stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -103,7 +105,6 @@ def _require_packages():
 
 
 def _serve(store, flags, stop):
-    _log_to_stderr(flags["quiet"])
     models = _models(store, flags["model_config_file"])
     options = _options(flags)
     from keras_emr_serving.server.listen import CannotListen
@@ -254,16 +255,24 @@ def _parsed(flags, name, read):
         raise UserError(f"{flag}: {error.message}. Received: {path!r}.") from None
 
 
-def _log_to_stderr(quiet):
+@contextlib.contextmanager
+def _logging_to_stderr(quiet):
     import logging
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     log = logging.getLogger("keras_emr_serving")
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.handlers[:] = [handler]
+    before = log.level, log.propagate
+    log.addHandler(handler)
     log.propagate = False
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before[1]
+        log.setLevel(before[0])
 
 
 def _announce(server, host):
