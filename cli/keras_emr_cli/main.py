@@ -21,6 +21,7 @@ _COMMANDS = {
     "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
     "export": ("keras_emr_cli.export", "Publish a trained model for TensorFlow Serving."),
     "report": ("keras_emr_cli.report", "Put evaluation reports side by side on one page."),
+    "serve": ("keras_emr_cli.serve", "Serve models on this machine as TensorFlow Serving would."),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }

@@ -74,9 +74,11 @@ def test_a_saved_classifier_loads_as_the_readme_says(tmp_path, imports):
 def test_flags_in_the_readme_exist():
     sys.path.insert(0, str(ROOT / "cli"))
     from keras_emr_cli.compare import COMPARE_MAXIMIZERS
+    from keras_emr_cli.serve import command as serve
     from keras_emr_cli.train_settings import EVALUATE, EXPORT, TRAIN
 
     known = {s.flag for s in TRAIN + EVALUATE + EXPORT + COMPARE_MAXIMIZERS}
+    known |= {flag for parameter in serve.params for flag in parameter.opts}
     known |= {"--config", "--json", "--resume", "--overwrite", "--to"}
     commands = [line for b in blocks("sh") for line in b.splitlines() if "keras-emr " in line]
     flags = {flag for line in commands for flag in re.findall(r"--[a-z][a-z-]+", line)}
