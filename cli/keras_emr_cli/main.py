@@ -21,6 +21,10 @@ _COMMANDS = {
     "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
     "report": ("keras_emr_cli.report", "Put evaluation reports side by side on one page."),
     "serve": ("keras_emr_cli.serve", "Serve models on this machine as TensorFlow Serving would."),
+    "serving": (
+        "keras_emr_cli.serving",
+        "Which version of a model clients get: status, promote, rollback.",
+    ),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }
