@@ -20,6 +20,7 @@ from keras_emr_serving.models_config import ConfigFile
 from keras_emr_serving.running import GrpcServer, RestServer, ServerTrouble
 from keras_emr_serving.server.config import read_config
 from keras_emr_serving.server.server import Options, Server
+from keras_emr_serving.server.status import ServingError
 from tests.serving import toy
 
 BODY = {"instances": [[1.0, 2.0, 3.0]]}
@@ -402,6 +403,39 @@ def test_a_server_switches_and_keeps_answering(served, api):
         1: "AVAILABLE",
         2: "AVAILABLE",
     }
+
+
+@pytest.mark.parametrize("api", ["rest", "grpc"])
+def test_a_server_that_looks_at_labels_first(served, api, monkeypatch):
+    """TensorFlow Serving's order: labels are checked, with what is loaded then, before any load."""
+    folder, server = served
+    manager, refused = server.manager, []
+    reconfigure, labels = manager.reconfigure, {"stable"}
+
+    def strict(models):
+        models = list(models)
+        loaded = manager.serving()
+        for one in models:
+            for label, number in one.labels.items():
+                if (one.name, number) not in loaded and label in labels:
+                    refused.append((label, number))
+                    raise ServingError("FAILED_PRECONDITION", "not currently available")
+        reconfigure(models)
+
+    monkeypatch.setattr(manager, "reconfigure", strict)
+    file = folder / "models.config"
+    first = file.read_text()
+    at_once = ConfigFile(folder).changed(first, "m", [1, 2], {"stable": 2, "previous": 1}, "")
+    other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
+    if api == "grpc":
+        with pytest.raises(ServerTrouble, match="not currently available"):
+            other.reload(at_once)
+        assert refused == [("stable", 2)]
+        refused.clear()
+    Store(folder).promote("m", 2, server=other, timeout=60)
+    assert refused == [] and ask(server, "/labels/stable") == SCORES[2]
+    Store(folder).rollback("m", server=other, timeout=60)
+    assert refused == [] and ask(server, "/labels/stable") == SCORES[1]
 
 
 @pytest.mark.parametrize("api", ["rest", "grpc"])
