@@ -22,6 +22,10 @@ _COMMANDS = {
     "export": ("keras_emr_cli.export", "Publish a trained model for TensorFlow Serving."),
     "report": ("keras_emr_cli.report", "Put evaluation reports side by side on one page."),
     "serve": ("keras_emr_cli.serve", "Serve models on this machine as TensorFlow Serving would."),
+    "serving": (
+        "keras_emr_cli.serving",
+        "Which version of a model clients get: status, promote, rollback.",
+    ),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }
