@@ -21,6 +21,7 @@ _COMMANDS = {
     "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
     "report": ("keras_emr_cli.report", "Put evaluation reports side by side on one page."),
     "serve": ("keras_emr_cli.serve", "Serve models on this machine as TensorFlow Serving would."),
+    "predict": ("keras_emr_cli.predict", "Classify image files with a served model."),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }
@@ -52,8 +53,8 @@ class LazyGroup(click.Group):
 def cli():
     """Adversarially robust image classifiers for Keras 3.
 
-    Exit codes: 0 ok, 1 failure, 2 usage, 3 invalid settings or data, 75 interrupted but
-    resumable, 130 Ctrl-C.
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 invalid settings or data, 4 a gate failed,
+    75 interrupted but resumable, 130 Ctrl-C.
     """
 
 
