@@ -18,7 +18,6 @@ _MEASURES = ("margin", "effective_margin_l2", "effective_margin_linf")
 @click.option(
     "--url",
     required=True,
-    envvar="KERAS_EMR_URL",
     help="http://HOST:8501/v1/models/NAME, and /versions/N or /labels/L; https, grpc or grpcs.",
 )
 @click.option("--grpc", is_flag=True, help="gRPC at that host and port, whatever the URL says.")
@@ -60,6 +59,7 @@ def command(images, url, grpc, top, reject_untrusted, labels, as_json, **options
     answer is to be trusted. Exit code 4: with --reject-untrusted, for an answer that is not.
     """
     from keras_emr_cli.main import EXIT_FAILURE, EXIT_INVALID, fail
+    from keras_emr_cli.served import open_client
     from keras_emr_serving.client.errors import ClientError
 
     names = None if labels is None else _read_labels(labels)
@@ -79,24 +79,6 @@ def command(images, url, grpc, top, reject_untrusted, labels, as_json, **options
         more = ", ..." if len(doubtful) > 3 else ""
         text = f"not trusted: {len(doubtful)} of {len(rows)} images: {files}{more}"
         return fail(text, EXIT_UNTRUSTED)
-
-
-def open_client(url, grpc, options):
-    """A :class:`Client`. gRPC's stubs import TensorFlow, which would greet on stderr.
-
-    Args:
-        url: text.
-        grpc: whether gRPC was asked for.
-        options: of the client.
-    """
-    from keras_emr_serving.client.client import Client
-
-    if not grpc and not url.strip().startswith("grpc"):
-        return Client(url, **options)
-    from keras_emr_cli.session import quiet_tensorflow
-
-    with quiet_tensorflow():
-        return Client(url, protocol="grpc", **options)
 
 
 class _Answers:
