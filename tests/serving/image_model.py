@@ -147,11 +147,11 @@ def build_store(folder):
 class ServerProcess:
     """``keras-emr serve`` in a process of its own, on free ports. A context manager."""
 
-    def __init__(self, config, rest_port=0):
+    def __init__(self, config, *more):
         self._command = [
             *(sys.executable, "-m", "keras_emr_cli.main", "serve"),
             *("--model-config-file", str(config), "--port", "0", "--quiet"),
-            *("--rest-api-port", str(rest_port)),
+            *("--rest-api-port", "0", *map(str, more)),
         ]
 
     def __enter__(self):

@@ -144,6 +144,8 @@ def test_what_images_may_be(running, tmp_path):
             Image.fromarray(bytes_[i, ..., 0]).save(tmp_path / f"{i}.png")
         files = [tmp_path / f"{i}.png" for i in range(4)]
         np.testing.assert_allclose(client.predict(files)["logits"], wanted, atol=1e-5)
+        np.testing.assert_allclose(client.predict(files[1])["logits"], wanted[1:2], atol=1e-5)
+        np.testing.assert_allclose(client.predict(list(bytes_))["logits"], wanted, atol=1e-5)
         encoded = [file.read_bytes() for file in files]
         outputs = client.run("image_bytes", {"image_bytes": encoded})
         np.testing.assert_allclose(outputs["logits"], wanted, atol=1e-5)
@@ -169,6 +171,7 @@ def test_a_picture_is_resized_as_the_server_does(address):
         (np.zeros((2, 6, 6, 1)), r"Received: shape \(2, 6, 6, 1\). Expected \(N, 6, 5, 1\)"),
         (np.zeros((0, 6, 5, 1)), r"Received: shape \(0, 6, 5, 1\)"),
         (np.zeros((2, 30)), r"Received: shape \(2, 30\)"),
+        ([], r"Received: shape \(0, 6, 5, 1\)"),
         (np.zeros((2, 6, 5, 1), int), "Received: dtype int64"),
         (np.full((1, 6, 5, 1), 7.0), "Received: 7 to 7. Divide by 255"),
         (np.full((1, 6, 5, 1), np.nan), "must be in"),

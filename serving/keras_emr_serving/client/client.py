@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -144,8 +145,8 @@ class Client:
         """Classify images.
 
         Args:
-            images: (N, H, W, C) or (N, H, W), uint8 or float in [0, 1]; or a list of image files
-                (see :func:`keras_emr_serving.client.images.read_images`).
+            images: (N, H, W, C) or (N, H, W), uint8 or float in [0, 1]; or image files (a path,
+                or a list of them; see :func:`keras_emr_serving.client.images.read_images`).
             signature: name of the function to run.
 
         Returns:
@@ -156,8 +157,10 @@ class Client:
             UserError: images that the model does not take, files that cannot be read.
         """
         name, shape = self._image_input(signature)
-        if isinstance(images, str) or not isinstance(images, np.ndarray):
-            images = self._files([images] if isinstance(images, str) else images, shape)
+        if isinstance(images, str | Path):
+            images = [images]
+        if isinstance(images, list | tuple) and all(isinstance(i, str | Path) for i in images):
+            images = self._files(images, shape)
         from keras_emr_serving.client.images import checked
 
         return self.run(signature, {name: checked("images", images, shape)})

@@ -36,12 +36,15 @@ class RestTransport:
 
         session = requests.Session()
         session.headers.update(self._headers)
-        if self._ca is not None:
-            session.verify = str(self._ca)
-        if self._certificate is not None:
-            key = self._key and str(self._key)
-            session.cert = (str(self._certificate), key) if key else str(self._certificate)
         return session
+
+    def _tls(self):
+        # With each request: what stands in REQUESTS_CA_BUNDLE wins over a session's own.
+        certificate = self._certificate and str(self._certificate)
+        return {
+            "verify": None if self._ca is None else str(self._ca),
+            "cert": (certificate, str(self._key)) if self._key else certificate,
+        }
 
     def close(self):
         if "_session" in self.__dict__:
@@ -88,6 +91,7 @@ class RestTransport:
                 headers=headers,
                 timeout=self.timeout,
                 allow_redirects=False,  # a POST would come out as a GET
+                **self._tls(),
             )
         except requests.exceptions.ConnectTimeout:
             message = f"cannot connect within {self.timeout:g} s."
