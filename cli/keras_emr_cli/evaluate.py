@@ -13,14 +13,14 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.targets import load_model, require_same_data, resolve
+from keras_emr_cli.targets import filled, load_model, require_same_data, resolve
 from keras_emr_cli.train_settings import EVALUATE
 
 EXIT_RESUMABLE = 75
 
 
 @click.command(name="evaluate")
-@click.argument("target", metavar="RUN_OR_MODEL")
+@click.argument("target", metavar="[RUN_OR_MODEL]", required=False)
 @click.option("--config", metavar="FILE", help="YAML file of these settings.")
 @click.option("--checkpoint", metavar="best|last", help="Which model of a run.  [default: best]")
 @click.option("--overwrite", is_flag=True, help="Replace the report of another evaluation.")
@@ -34,18 +34,38 @@ def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flag
     A run folder brings its data and epsilon; a .keras file needs --data and --epsilon. Writes
     report.json and report.html; one that is cut short (Ctrl-C, a kill, --time-budget) goes on
     where it stopped when it is called again. Exit code 75: cut short, can go on.
+
+    With --url the model that is served there is attacked, by asking only (a black box); a
+    RUN_OR_MODEL is then its source: images made against it are tried on the served model, and
+    both models' labels are compared. A server that goes away: exit code 75, call it again.
     """
     settings = merge(EVALUATE, flags, config)
+    served = settings.url is not None
+    if target is None and not served:
+        raise click.UsageError("Missing argument 'RUN_OR_MODEL' (or --url of a served model).")
+    if served:
+        from keras_emr_serving.client.address import parse
+
+        parse(settings.url)  # before anything takes long
     its_own_data = settings.data is None  # explicit data may be any
-    path, settings, run = resolve(Path(target), checkpoint, settings)
+    if target is None:
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint needs a run folder. Received: {checkpoint!r} alone.")
+        path, settings, run = None, filled(settings, {}, "a served model"), {}
+    else:
+        path, settings, run = resolve(Path(target), checkpoint, settings)
     if not float(settings.epsilon) > 0:
         raise UserError(f"--epsilon: of the run is {settings.epsilon}. Expected more than 0.")
-    out = _folder(Path(target), settings, overwrite)
+    out = _folder(target and Path(target), settings, overwrite)
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
     from keras_emr.data import load
 
+    if served:
+        from keras_emr_cli.evaluate_served import chosen
+
+        settings = chosen(settings, path is not None)
     share = {"validation": run["validation"]} if its_own_data else {}
     data = load(settings.data, split_seed=settings.split_seed, **share)
     if its_own_data:
@@ -57,11 +77,15 @@ def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flag
     stop = StopOnSignal()
     try:
         with signals_to(stop):
-            report = _evaluate(path, settings, data, out, fresh, quiet, stop)
+            report = (_evaluate_served if served else _evaluate_file)(
+                path, settings, data, out, fresh, quiet, stop
+            )
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
         code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE
         return fail(f"interrupted ({number.name}); call it again to go on where it stopped", code)
+    except _ServerAway as error:
+        return fail(*error.args)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -77,6 +101,10 @@ def _folder(target, settings, overwrite):
     """The folder for the report; nothing is made yet."""
     if settings.out is not None:
         out = Path(settings.out)
+    elif settings.url is not None:
+        from keras_emr_serving.client.address import parse
+
+        out = Path(f"{parse(settings.url).name}-report")
     elif target.is_dir():
         out = target / "report"
     else:
@@ -109,23 +137,63 @@ def _require_free(out, overwrite):
         )
 
 
-def _evaluate(path, settings, data, out, fresh, quiet, stop):
-    from keras_emr.evaluation.assessment import Assessment
-    from keras_emr.evaluation.inputs import checked_examples, require_fit
+class _ServerAway(Exception):
+    """A message and an exit code."""
+
+
+def _evaluate_file(path, settings, data, out, fresh, quiet, stop):
+    from keras_emr.evaluation.inputs import require_fit
     from keras_emr.evaluation.target import KerasTarget, auto_batch_size
+
+    model = load_model(path)
+    require_fit(model, data.image_shape, data.classes)
+    size = settings.batch_size or auto_batch_size(model, data.image_shape)
+    about = {
+        "name": path.resolve().parent.name if path.stem in ("best", "last") else path.stem,
+        "path": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "parameters": model.count_params(),
+    }
+    target, settings = KerasTarget(model, size), _sized(settings, size)
+    return _evaluate(path, target, about, settings, data, out, fresh, quiet, stop)
+
+
+def _evaluate_served(path, settings, data, out, fresh, quiet, stop):
+    from keras_emr_cli.evaluate_served import connect, load_source, model_entry, served_target
+    from keras_emr_cli.main import EXIT_FAILURE, EXIT_INVALID
+    from keras_emr_serving.client.errors import ClientError
+
+    settings, met = _sized(settings, settings.batch_size or 256), False
+    source = None if path is None else load_source(path, data)
+    try:
+        with connect(settings) as client:
+            target = served_target(client, data, settings.batch_size)
+            about, met = model_entry(client), True
+            return _evaluate(path, target, about, settings, data, out, fresh, quiet, stop, source)
+    except ClientError as error:
+        if met and error.temporary:
+            again = f"{error}; call it again to go on where it stopped"
+            raise _ServerAway(again, EXIT_RESUMABLE) from None
+        code = EXIT_INVALID if error.mistake else EXIT_FAILURE
+        raise _ServerAway(str(error), code) from None
+
+
+def _sized(settings, size):
+    return Merged({**settings.values, "batch_size": size}, settings.origins)
+
+
+def _evaluate(path, target, about, settings, data, out, fresh, quiet, stop, source=None):
+    """``about``: the entry ``model`` of the report. ``source``: of a served model, or ``None``."""
+    from keras_emr.evaluation.assessment import Assessment
+    from keras_emr.evaluation.inputs import checked_examples
     from keras_emr.reports.files import write_report
     from keras_emr.training.callbacks import Interrupted
     from keras_emr_cli.evaluate_attacks import jobs, surrogates
     from keras_emr_cli.progress import Reporter
 
-    model = load_model(path)
-    require_fit(model, data.image_shape, data.classes)
-    n = settings.n_examples
-    size = settings.batch_size or auto_batch_size(model, data.image_shape)
-    settings = Merged({**settings.values, "batch_size": size}, settings.origins)
-    target = KerasTarget(model, size)
+    n, size = settings.n_examples, settings.batch_size
     x, y = checked_examples(data.x_test[:n], data.y_test[:n], target.classes)
-    todo = jobs(settings, path, data)
+    todo = jobs(settings, path, data, source)
     states = out / "state"
     if fresh:
         _forget(states)
@@ -150,16 +218,25 @@ def _evaluate(path, settings, data, out, fresh, quiet, stop):
             seed=settings.seed,
             batch_size=size,
             extra_examples=settings.extra_examples,
-            siblings=surrogates(settings, data),
-            natural=_natural(path, data),
+            siblings=surrogates(settings, data, source),
+            natural=_natural(path, data) if settings.url is None else None,
             progress=progress,
             tick=tick,
         )
+        compared = {}
+        if source is not None:
+            from keras_emr_cli.evaluate_served import agreement, remark
+
+            found = agreement(source, path, target, x, y, settings, progress)
+            compared = {"source": found}
         outcome = assessment.attack(todo, states, settings.time_budget)
         outcome.notes += _remarks(settings, data, y)
+        if compared:
+            outcome.notes.append(remark(compared["source"]))
         report = {
             **assessment.report(outcome),
-            **_circumstances(path, settings, data, target, outcome, todo),
+            **_circumstances(about, settings, data, target, outcome, todo),
+            **compared,
         }
         if outcome.complete or not _finished(out):
             write_report(out, report, assessment.images(report, outcome))
@@ -183,7 +260,7 @@ def _forget(states):
         states.rmdir()
 
 
-def _circumstances(path, settings, data, target, outcome, todo):
+def _circumstances(about, settings, data, target, outcome, todo):
     """What only this command knows: model, data, threat model, settings, environment."""
     from keras_emr_cli.evaluate_attacks import knowledge
 
@@ -195,12 +272,7 @@ def _circumstances(path, settings, data, target, outcome, todo):
         "autoattack_acc": None if standard is None else round(100 * standard, 4),
     }
     return {
-        "model": {
-            "name": path.resolve().parent.name if path.stem in ("best", "last") else path.stem,
-            "path": str(path),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "parameters": target.model.count_params(),
-        },
+        "model": about,
         "data": {
             "name": name,
             "sha256": data.fingerprint,
@@ -215,7 +287,11 @@ def _circumstances(path, settings, data, target, outcome, todo):
             "epsilon_text": str(settings.epsilon),
             "knowledge": knowledge(todo),
         },
-        "settings": {**settings.plain(), "batch_size": settings.batch_size, "bn_mode": "inference"},
+        "settings": {
+            **settings.plain(),
+            "batch_size": settings.batch_size,
+            "bn_mode": _bn_mode(settings),
+        },
         "robustbench": {
             "dataset": name,
             "threat_model": {"linf": "Linf", "l2": "L2"}[settings.norm],
@@ -227,6 +303,10 @@ def _circumstances(path, settings, data, target, outcome, todo):
         },
         "environment": _environment(),
     }
+
+
+def _bn_mode(settings):
+    return "inference" if settings.url is None else "served"
 
 
 def _remarks(settings, data, y):

@@ -12,13 +12,14 @@ from keras_emr_cli.targets import load_model, model_file
 _PGD_LIKE = ("pgd", "cw", "apgd", "line-search")
 
 
-def jobs(s, path, data):
+def jobs(s, path, data, source=None):
     """What an :class:`Assessment` runs, in the order of ``--attacks``.
 
     Args:
         s: settings.
         path: of the model.
         data: the data set.
+        source: the model that a served one was made from, or ``None``.
     """
     from keras_emr.evaluation.autoattack import AutoAttack
 
@@ -35,21 +36,21 @@ def jobs(s, path, data):
         elif name == "learned":
             found += _learned(s, path, data.image_shape[-1])
         else:
-            found.append((_title(name, s), _attack(name, s, data)))
+            found.append((_title(name, s), _attack(name, s, data, source)))
     if s.survivors:
         return [AutoAttack(float(s.epsilon), s.norm, attacks=found, seed=s.seed)]
     return found
 
 
-def surrogates(s, data):
-    """The models that ``--surrogates`` names."""
+def surrogates(s, data, source=None):
+    """``source``, if there is one, and the models that ``--surrogates`` names."""
     from keras_emr.evaluation.inputs import require_fit
 
     names = [name.strip() for name in s.surrogates.split(",") if name.strip()]
     models = [load_model(model_file(name)) for name in names]
     for model in models:
         require_fit(model, data.image_shape, data.classes)
-    return models
+    return models if source is None else [source, *models]
 
 
 def knowledge(entries):
@@ -70,13 +71,13 @@ def knowledge(entries):
     return "black box: scores"
 
 
-def _attack(name, s, data):
+def _attack(name, s, data, source):
     from keras_emr.attacks import ATTACKS
 
     objectives = {"cw": "margin", "apgd-ce": "cross_entropy", "apgd-dlr": "dlr"}
     cls = ATTACKS.get({"cw": "pgd", "apgd-ce": "apgd", "apgd-dlr": "apgd"}.get(name, name))
     if name == "transfer":
-        return _transfer(cls, s, data)
+        return _transfer(cls, s, data, source)
     known = inspect.signature(cls).parameters
     given = {"epsilon": float(s.epsilon), "norm": s.norm}
     if name in _PGD_LIKE:
@@ -97,10 +98,10 @@ def _attack(name, s, data):
         raise UserError(f"attack {name}: {error}") from None
 
 
-def _transfer(cls, s, data):
+def _transfer(cls, s, data, source):
     from keras_emr.attacks.pgd import PGD
 
-    models = surrogates(s, data)
+    models = surrogates(s, data, source)
     if not models:
         raise UserError(
             "--surrogates: the attack transfer makes its images against them. Received: nothing. "

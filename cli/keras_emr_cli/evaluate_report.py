@@ -41,11 +41,11 @@ def show(report, out):
     _checks(report["checks"])
     for note in report["notes"]:
         click.echo(f"note: {note}")
-    settings = report["settings"]
+    settings, where = report["settings"], report["model"]["path"]
     click.echo(
-        f"{report['model']['path']}: {accuracy['n']} test images of {report['data']['name']}; "
+        f"{where or settings['url']}: {accuracy['n']} test images of {report['data']['name']}; "
         f"{model['norm']}, epsilon {model['epsilon_text']}; seed {settings['seed']}; "
-        f"{settings['backend']}; inference mode."
+        f"{settings['backend']}; {'inference mode' if where else 'asked as it is served'}."
     )
     click.echo(f"report: {out / 'report.html'}")
 

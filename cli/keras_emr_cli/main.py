@@ -26,6 +26,7 @@ _COMMANDS = {
         "keras_emr_cli.serving",
         "Which version of a model clients get: status, promote, rollback.",
     ),
+    "predict": ("keras_emr_cli.predict", "Classify image files with a served model."),
     "data": ("keras_emr_cli.data", "What data can be trained on."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }

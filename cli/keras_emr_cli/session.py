@@ -40,6 +40,15 @@ def select_backend(name: str) -> None:
 
 
 @contextmanager
+def quiet_tensorflow():
+    """Within the block TensorFlow can be imported without its greetings on stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr as well
+    with _silent_stderr():
+        yield
+
+
+@contextmanager
 def _silent_stderr():
     # TensorFlow's libraries greet on file descriptor 2 while they load, whatever the log level.
     sys.stderr.flush()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def print_table(columns, rows, text_columns=1):
-    """Print a table; the first ``text_columns`` are text: aligned left and wrapped."""
+def print_table(columns, rows, text_columns=1, wrapped=(1,)):
+    """Print a table; the first ``text_columns`` are text: aligned left, the ``wrapped`` wrap."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -12,7 +12,13 @@ def print_table(columns, rows, text_columns=1):
     table = Table(box=box.SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
         text = i < text_columns
-        table.add_column(column, justify="left" if text else "right", no_wrap=i != 1 or not text)
+        wraps = text and i in wrapped
+        table.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console = Console(highlight=False)

@@ -25,6 +25,17 @@ def resolve(target, checkpoint, settings):
         raise UserError(f"--checkpoint needs a run folder. Received: {str(target)!r}.")
     if not path.exists():
         raise UserError(f"model not found. Received: {str(path)!r}. Expected a run or .keras file.")
+    return path, filled(settings, run, "a .keras file"), run
+
+
+def filled(settings, run, what):
+    """The settings with the run's own where they were left open.
+
+    Args:
+        settings: merged.
+        run: those of a run, or empty.
+        what: whatever it is that says nothing about data and epsilon, for the message.
+    """
     values = dict(settings.values)
     if run and values["epsilon"] is None and values["norm"] not in (None, run["norm"]):
         raise UserError(
@@ -36,12 +47,10 @@ def resolve(target, checkpoint, settings):
             values[name] = run.get(name)
     for name in ("data", "epsilon"):
         if values[name] is None:
-            raise UserError(
-                f"--{name}: a .keras file does not say it. Received: nothing. Give --{name}."
-            )
+            raise UserError(f"--{name}: {what} does not say it. Received: nothing. Give --{name}.")
     values["norm"] = values["norm"] or "linf"
     values["split_seed"] = values["split_seed"] or 0
-    return path, Merged(values, settings.origins), run
+    return Merged(values, settings.origins)
 
 
 def require_same_data(target, data, settings):

@@ -443,6 +443,19 @@ EVALUATE = [
     S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
     S("seed", "int", 0, "Seed of the attacks.", low=0, high=SEEDS - 1),
     S("out", "text", None, "Folder for the report.", auto="RUN/report, or NAME-report"),
+    S(
+        "url",
+        "text",
+        None,
+        "Attack the model served there, only by asking: http://HOST:8501/v1/models/NAME.",
+        auto="none",
+    ),
+    S("grpc", "bool", False, "With --url: gRPC at that host and port."),
+    S("timeout", "float", 30.0, "With --url: seconds for a request.", low=0, low_open=True),
+    S("retries", "int", 6, "With --url: how often to ask again.", low=0, high=100),
+    S("ca", "text", None, "With --url: PEM file of the certificates to trust.", auto="usual"),
+    S("certificate", "text", None, "With --url: PEM file of this client.", auto="none"),
+    S("key", "text", None, "With --url: PEM file of its key.", auto="none"),
 ]
 
 EXPORT = [

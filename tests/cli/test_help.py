@@ -33,6 +33,7 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
         (["train", "--help"], HEAVY + UNNEEDED),
         (["evaluate", "--help"], HEAVY + UNNEEDED),
         (["export", "--help"], HEAVY + UNNEEDED),
+        (["predict", "--help"], HEAVY + UNNEEDED),
         (["config", "--help"], HEAVY + UNNEEDED),
         (["config", "show", "--help"], HEAVY + UNNEEDED),
         (["data", "--help"], HEAVY + UNNEEDED),
