@@ -61,7 +61,8 @@ class Assessment:
         self.tick = tick
         self.siblings, self.natural = siblings, natural
         self.target, self.x, self.y = target, x, y
-        self.epsilon, self.norm, self.seed, self.batch_size = epsilon, norm, seed, batch_size
+        self.epsilon, self.norm, self.seed = epsilon, norm, seed
+        self.batch_size = min(batch_size, max(len(x), 1))  # shorter batches are padded
         self.few = slice(0, min(extra_examples, len(x)))
         self.extra = extra_examples > 0
         self.budget = budget or Budget()
@@ -212,7 +213,8 @@ class Assessment:
 
     def _over_steps(self):
         attack = PGD(self.epsilon, self.norm, steps=STEPS[-1], step_size=self.epsilon / 10)
-        meter = InnerLossMeter(self.target.model, attack, self.batch_size)
+        size = min(self.batch_size, self.few.stop)
+        meter = InnerLossMeter(self.target.model, attack, size)
         title = "accuracy over steps"
         self.progress(title, 0, 1)
         found = meter.curve(

@@ -180,6 +180,7 @@ def test_a_preset_repeats_from_its_config(capfd, data):
     assert call(capfd, "train", "--out", "run", "--resume").code == 0
 
 
+@pytest.mark.slow
 def test_mail_burns_in_as_long_when_a_run_gets_more_epochs(capfd, data):
     arguments = ("train", *TINY, "--data", data, "--defense", "mail-at", "--epochs", 3)
     assert call(capfd, *arguments, "--out", "run").code == 0
@@ -297,7 +298,7 @@ def test_models_work_without_keras_emr(run, data, tmp_path):
 
 @pytest.fixture(
     scope="module",
-    params=["tensorflow", pytest.param("jax", marks=pytest.mark.slow), "torch"],
+    params=["tensorflow", *(pytest.param(b, marks=pytest.mark.slow) for b in ("jax", "torch"))],
 )
 def twins(request, tmp_path_factory, jax_cache):
     """Two processes train the same models: the folder with their runs, and how each call ended.
