@@ -9,7 +9,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
-* ``compiled(fn, variables)``: ``fn`` compiled once per input shape, reading ``variables`` live;
+* ``compiled(fn, variables)``: ``fn``, compiled where the backend does, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
 * ``devices()``: what this process computes on, for reports;
