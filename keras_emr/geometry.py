@@ -41,9 +41,11 @@ def project(adversarial, x, epsilon, kind, box_first=False):
     """The feasible point for ``adversarial``: within ``epsilon`` of ``x`` and in [0, 1].
 
     Ball first, then box, unless ``box_first`` (TRADES, L2). ``x`` lies in the box, so neither
-    order leaves the other set.
+    order leaves the other set. ``epsilon``: a number, or one for each example (N,).
     """
     if kind == "linf":
+        if len(getattr(epsilon, "shape", ())) == 1:
+            epsilon = per_example(epsilon, x)
         # Not `maximum(., 0.0)`: on torch that narrows float64.
         low, high = ops.clip(x - epsilon, 0.0, 1.0), ops.clip(x + epsilon, 0.0, 1.0)
         return ops.minimum(ops.maximum(adversarial, low), high)

@@ -46,9 +46,7 @@ def command(target, store, checkpoint, with_attack, as_json, quiet, **flags):
     _require_installed(backend)
     from keras_emr.data import load
     from keras_emr_cli.main import EXIT_FAILURE, fail
-    from keras_emr_serving.export import export
-    from keras_emr_serving.parity import ParityError
-    from keras_emr_serving.stages import ExportFailed
+    from keras_emr_serving.export import ExportFailed, ParityError, export
     from keras_emr_serving.store import ModelFolder, check_version
 
     # What is quick to refuse comes before the data is read.

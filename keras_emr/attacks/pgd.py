@@ -7,7 +7,8 @@ from keras_emr.geometry import ascent, per_example, project
 from keras_emr.geometry import norm as norm_of
 from keras_emr.part import non_negative, register, whole
 
-_STEP_RATIO = {"linf": 2.5, "l2": 2.0}
+# step size * steps / epsilon, unless told otherwise
+STEP_RATIO = {"linf": 2.5, "l2": 2.0}
 
 
 @register
@@ -57,7 +58,7 @@ class PGD(Attack):
         """The step size in force."""
         if self.step_size is not None:
             return self.step_size
-        return _STEP_RATIO[self.norm] * self.epsilon / self.steps
+        return STEP_RATIO[self.norm] * self.epsilon / self.steps
 
     def draw(self, x, sampler, classes=None):
         drawn = super().draw(x, sampler, classes)

@@ -15,6 +15,10 @@ from keras_emr.geometry import norm as norm_of
 from keras_emr.losses import one_hot, pick, widen
 from keras_emr.network import Network
 
+# Classes up to which the rivals' gradients are unrolled: twice as fast as a loop, as many times the
+# graph.
+_UNROLLED = 32
+
 
 @dataclass(frozen=True)
 class Margins:
@@ -28,6 +32,33 @@ class Margins:
     l2: np.ndarray
     linf: np.ndarray
     weight_norm: np.ndarray
+
+
+def boundary_distances(logits, pullback, y):
+    """The effective margins of :class:`Margins`, from K - 1 input gradients: ``(l2, linf)``.
+
+    Args:
+        logits: (N, K) tensor.
+        pullback: of ``logits`` to the images, as :func:`keras_emr.backend.vjp` gives it.
+        y: (N,) integer tensor.
+
+    Returns:
+        Two tensors (N,).
+    """
+    classes = logits.shape[-1]
+    y = ops.cast(y, "int32")
+
+    def nearer(k, nearest):
+        rival = (y + k + 1) % classes
+        gradient = pullback(one_hot(y, logits) - one_hot(rival, logits))
+        gap = pick(logits, y) - pick(logits, rival)
+        return tuple(
+            ops.minimum(least, _distance(gap, norm_of(gradient, dual)))
+            for least, dual in zip(nearest, ("l2", "l1"), strict=True)
+        )
+
+    far = ops.full_like(logits[:, 0], float("inf"))
+    return backend.loop(classes - 1, nearer, (far, far), unroll=classes <= _UNROLLED)
 
 
 class MarginMeter:
@@ -47,21 +78,8 @@ class MarginMeter:
 
     def _batch(self, x, y):
         logits, pullback = backend.vjp(lambda x: widen(self._network.frozen()(x)), x)
-        classes = logits.shape[-1]
-        true = one_hot(y, logits)
-        smallest = {}
-        for j in range(classes):
-            rival = one_hot(ops.zeros_like(y) + j, logits)
-            gradient = pullback(true - rival)
-            gap = pick(logits, y) - logits[:, j]
-            for name, dual in (("l2", "l2"), ("linf", "l1")):
-                distance = _distance(gap, norm_of(gradient, dual))
-                distance = ops.where(ops.equal(y, j), float("inf"), distance)
-                smallest[name] = (
-                    distance if name not in smallest else ops.minimum(smallest[name], distance)
-                )
         predicted = one_hot(ops.argmax(logits, axis=-1), logits)
-        return smallest["l2"], smallest["linf"], norm_of(pullback(predicted), "l2")
+        return *boundary_distances(logits, pullback, y), norm_of(pullback(predicted), "l2")
 
     def __call__(self, x, y):
         """Margins of images (N, H, W, C) in [0, 1] with labels (N,)."""

@@ -176,7 +176,7 @@ def test_data_that_the_run_was_not_trained_on(capfd, tmp_path, run, data):
 
 def between(monkeypatch, act):
     """Call ``act(work)`` after the model is built and before it goes through the gate."""
-    from keras_emr_serving import stages
+    from keras_emr_serving.export import stages
 
     run_stage = stages.run
 
@@ -204,7 +204,7 @@ def test_a_planted_difference_is_refused(capfd, monkeypatch, tmp_path, run, data
 
 
 def test_a_stage_that_dies_is_one_line(capfd, monkeypatch, tmp_path, run, data):
-    from keras_emr_serving import stages
+    from keras_emr_serving.export import stages
 
     monkeypatch.setattr(stages.sys, "executable", "/bin/false")
     arguments = bare(run, data, tmp_path)

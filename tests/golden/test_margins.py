@@ -23,8 +23,8 @@ def _float32(weights, activation="tanh"):
 def _margins(weights, x, y, activation="tanh"):
     """Effective margins in L2 and Linf, and the predicted class's weight norm."""
     z, jacobian, _ = ref.mlp_forward(weights, activation, x)
-    margins = np.full((2, len(y), K), np.inf)
-    for i, j in np.ndindex(len(y), K):
+    margins = np.full((2, *z.shape), np.inf)
+    for i, j in np.ndindex(z.shape):
         if j != y[i]:
             w = jacobian[i, y[i]] - jacobian[i, j]
             margins[:, i, j] = (z[i, y[i]] - z[i, j]) / [np.sqrt((w**2).sum()), np.abs(w).sum()]
@@ -45,6 +45,17 @@ def test_3_effective_margins_do_not_change_with_the_scale():
         np.testing.assert_allclose(scaled.l2, l2, rtol=1e-4)
         np.testing.assert_allclose(scaled.linf, linf, rtol=1e-4)
         np.testing.assert_allclose(scaled.weight_norm, s * norm, rtol=1e-4)
+
+
+def test_more_classes_than_are_unrolled():
+    rng = np.random.default_rng(1)
+    weights = ref.mlp_weights(rng, D, 9, 70)
+    x, y = rng.uniform(size=(N, *SHAPE)), rng.integers(0, 70, N)
+    got = effective_margins(_float32(weights), x.astype("float32"), y, batch_size=4)
+    l2, linf, norm = _margins(weights, x, y)
+    np.testing.assert_allclose(got.l2, l2, rtol=1e-4)
+    np.testing.assert_allclose(got.linf, linf, rtol=1e-4)
+    np.testing.assert_allclose(got.weight_norm, norm, rtol=1e-4)
 
 
 def test_5_effective_margin_is_the_distance_to_the_hyperplane():

@@ -10,8 +10,11 @@ import tensorflow as tf
 from keras import layers
 
 from keras_emr import PGD, effective_margins
-from keras_emr_serving import savedmodel, warmup
-from keras_emr_serving.signatures import MAX_STEPS, Served
+from keras_emr_serving.export import savedmodel, warmup
+from keras_emr_serving.export.signatures import MAX_STEPS, Served
+from keras_emr_serving.server.inference import Model
+from keras_emr_serving.server.servable import Servable
+from keras_emr_serving.server.warmup import replay
 from tests.builders import images, network
 
 LABELS = ("ant", "bee", "cat")
@@ -362,7 +365,13 @@ def test_the_warm_up_asks_every_signature(folder, served, tmp_path):
     for name, log in zip(names, logs, strict=True):
         spec = getattr(log, log.WhichOneof("log_type")).request.model_spec
         assert (spec.name, spec.signature_name) == ("toy", name)
-        asked, feeds = warmup.feeds(log)
-        outputs = served[asked](**{key: tf.constant(value) for key, value in feeds.items()})
-        assert {len(value) for value in outputs.values()} == {1}
-    assert warmup.read(tmp_path) == logs
+    servable, sizes = Servable(folder), []
+
+    def run(feeds, *rest):
+        values, seconds = servable.run(feeds, *rest)
+        sizes.extend({len(value) for value in values})
+        return values, seconds
+
+    assert replay(tmp_path, Model(servable.signatures, run)) == len(names)
+    assert sizes == [1] * len(names)
+    servable.close()

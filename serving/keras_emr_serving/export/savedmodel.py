@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from keras_emr_serving.signatures import Served
+from keras_emr_serving.export.signatures import Served
 
 METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
@@ -84,7 +84,7 @@ def build(path, folder, labels, x_val, y_val, epsilon, norm, keep, with_attack=F
     from keras_emr.evaluation.target import auto_batch_size
     from keras_emr.models.loading import load_model
     from keras_emr.network import Network
-    from keras_emr_serving.threshold import choose_threshold
+    from keras_emr_serving.export.threshold import choose_threshold
 
     model = load_model(path)
     shape, classes = x_val.shape[1:], Network(model).classes

@@ -12,8 +12,8 @@ import numpy as np
 
 from keras_emr._version import __version__
 from keras_emr.errors import UserError
-from keras_emr_serving import stages
-from keras_emr_serving.reference import gate_images
+from keras_emr_serving.export import stages
+from keras_emr_serving.export.reference import gate_images
 from keras_emr_serving.store import AUTO, ModelFolder, check_version
 
 FORMAT = "keras-emr-export/1"

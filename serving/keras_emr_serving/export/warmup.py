@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_emr.errors import UserError
-
-FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+from keras_emr_serving.server.warmup import FILE
 
 
 def write(folder, name, signatures, image, epsilon):
@@ -68,30 +67,6 @@ def example(image):
     return tf.train.Example(
         features=tf.train.Features(feature={"image": tf.train.Feature(float_list=floats)})
     )
-
-
-def feeds(log):
-    """The signature that a ``PredictionLog`` asks for, and its inputs as NumPy arrays."""
-    import tensorflow as tf
-
-    kind = log.WhichOneof("log_type")
-    asked = getattr(log, kind).request
-    if kind == "predict_log":
-        values = {key: tf.make_ndarray(value) for key, value in asked.inputs.items()}
-    else:
-        found = asked.input.example_list.examples
-        values = {"inputs": np.array([e.SerializeToString() for e in found], object)}
-    return asked.model_spec.signature_name, values
-
-
-def read(folder):
-    """The requests written to the folder of a SavedModel, as ``PredictionLog`` messages."""
-    import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    parse = prediction_log_pb2.PredictionLog.FromString
-    file = str(Path(folder) / FILE)
-    return [parse(r) for r in tf.compat.v1.io.tf_record_iterator(file)]
 
 
 def _inputs(signature, image, epsilon):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from keras_emr.losses import widen
+from keras_emr import backend
+from keras_emr.attacks.pgd import STEP_RATIO
+from keras_emr.evaluation.margins import boundary_distances
+from keras_emr.geometry import ascent, per_example, project
+from keras_emr.losses import cross_entropy, widen
 from keras_emr.network import Network
 
 MAX_STEPS = 1000  # of a served attack: a request must not keep a server busy for hours
 MAX_PIXELS = 2**25  # of an encoded image, before it is resized: 400 MB as float32 RGB
-_UNROLLED = 32  # classes up to which the rivals' gradients are graph nodes, twice as fast as a loop
-_STEP_RATIO = {"linf": 2.5, "l2": 2.0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -98,38 +100,9 @@ class Served(tf.Module):
 
     def margins(self, image):
         """Logits (N, K), and effective margins (N,) of the predicted class by norm."""
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch(image)
-            logits = self.logits(image)
-        classes = logits.shape[-1]
-        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
-
-        def nearer(k, l2, linf):
-            rival = (predicted + k) % classes
-            direction = tf.one_hot(predicted, classes) - tf.one_hot(rival, classes)
-            gradient = tape.gradient(
-                logits,
-                image,
-                output_gradients=direction,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-            gap = tf.gather(logits, predicted, batch_dims=1) - tf.gather(
-                logits, rival, batch_dims=1
-            )
-            axes = list(range(1, len(gradient.shape)))
-            length = tf.sqrt(tf.reduce_sum(tf.square(gradient), axes))
-            l2 = tf.minimum(l2, _distance(gap, length))
-            linf = tf.minimum(linf, _distance(gap, tf.reduce_sum(tf.abs(gradient), axes)))
-            return k + 1, l2, linf
-
-        far = tf.fill(tf.shape(predicted), float("inf"))
-        state = (1, far, far)
-        if classes <= _UNROLLED:
-            for _ in range(1, classes):
-                state = nearer(*state)
-        else:
-            state = tf.while_loop(lambda k, l2, linf: k < classes, nearer, state)
-        return logits, {"l2": state[1], "linf": state[2]}
+        logits, pullback = backend.vjp(self.logits, image)
+        l2, linf = boundary_distances(logits, pullback, tf.argmax(logits, axis=-1))
+        return logits, {"l2": l2, "linf": linf}
 
     def attack(self, image, label, epsilon, steps):
         """PGD on the cross-entropy, from the image itself; nothing is drawn at random.
@@ -165,23 +138,16 @@ class Served(tf.Module):
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):
             image = tf.identity(image)
-        radius = tf.reshape(epsilon, (-1, 1, 1, 1))
-        ratio = _STEP_RATIO[self._norm]
-        stride = (
-            ratio * radius / tf.reshape(tf.cast(tf.maximum(steps, 1), tf.float32), (-1, 1, 1, 1))
-        )
-        rows = tf.one_hot(label, classes)
+        stride = STEP_RATIO[self._norm] * epsilon / tf.cast(tf.maximum(steps, 1), tf.float32)
+
+        def loss(adversarial):
+            return cross_entropy(label, self.logits(adversarial)), ()
 
         def step(i, adversarial):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(adversarial)
-                loss = tf.nn.softmax_cross_entropy_with_logits(rows, self.logits(adversarial))
-            gradient = tape.gradient(
-                loss, adversarial, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            moved = adversarial + stride * _ascent(gradient, self._norm)
-            moved = _project(moved, image, radius, self._norm)
-            return i + 1, tf.where(tf.reshape(i < steps, (-1, 1, 1, 1)), moved, adversarial)
+            _, _, gradient = backend.value_and_grad(loss, adversarial)
+            moved = adversarial + per_example(stride, image) * ascent(gradient, self._norm)
+            moved = project(moved, image, epsilon, self._norm)
+            return i + 1, tf.where(per_example(i < steps, image), moved, adversarial)
 
         most = tf.reduce_max(tf.concat([steps, [0]], 0))
         _, adversarial = tf.while_loop(
@@ -255,31 +221,6 @@ def _answers(logits):
         "logits": logits,
         "class_id": tf.argmax(logits, axis=-1, output_type=tf.int64),
     }
-
-
-def _distance(gap, length):
-    """``gap / length``; where the gradient is zero the boundary is infinitely far, or here."""
-    nowhere = tf.where(gap > 0, float("inf"), gap)
-    return tf.where(length > 0, gap / tf.where(length > 0, length, 1.0), nowhere)
-
-
-def _l2(delta):
-    return tf.sqrt(tf.reduce_sum(tf.square(delta), [1, 2, 3], keepdims=True))
-
-
-def _ascent(gradient, norm):
-    return tf.sign(gradient) if norm == "linf" else gradient / (_l2(gradient) + 1e-10)
-
-
-def _project(adversarial, image, radius, norm):
-    """Into the ball around ``image``, then into [0, 1]."""
-    if norm == "linf":
-        low = tf.clip_by_value(image - radius, 0.0, 1.0)
-        return tf.minimum(tf.maximum(adversarial, low), tf.clip_by_value(image + radius, 0.0, 1.0))
-    delta = adversarial - image
-    length = _l2(delta)
-    scale = tf.where(length > radius, radius / tf.maximum(length, 1e-30), 1.0)
-    return tf.clip_by_value(image + delta * scale, 0.0, 1.0)
 
 
 def _png_sides(encoded):

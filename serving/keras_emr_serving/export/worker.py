@@ -1,4 +1,4 @@
-"""``python -m keras_emr_serving.worker FOLDER TASK...``: one process of an export."""
+"""``python -m keras_emr_serving.export.worker FOLDER TASK...``: one process of an export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_emr.errors import UserError
-from keras_emr_serving import parity
-from keras_emr_serving.stages import DATA, JOB, MODEL
+from keras_emr_serving.export import parity
+from keras_emr_serving.export.stages import DATA, JOB, MODEL
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 MARGIN_IMAGES = 128  # clean ones whose margins are compared, and as many adversarial ones
@@ -21,7 +21,7 @@ MARGIN_IMAGES = 128  # clean ones whose margins are compared, and as many advers
 
 def reference(work, job, data):
     """On the backend of training: adversarial images and the source model's logits."""
-    from keras_emr_serving.reference import reference
+    from keras_emr_serving.export.reference import reference
 
     made = reference(
         Path(job["model"]), data["x"], job["epsilon"], job["norm"], job["classes"], seed=job["seed"]
@@ -34,7 +34,7 @@ def build(work, job, data):
     """On TensorFlow: the SavedModel, its warm-up, and keras_emr's margins to compare with."""
     from keras_emr.evaluation.margins import effective_margins
     from keras_emr.models.loading import load_model
-    from keras_emr_serving import savedmodel, warmup
+    from keras_emr_serving.export import savedmodel, warmup
 
     folder, path = work.parent / MODEL, Path(job["model"])
     built = savedmodel.build(
@@ -60,8 +60,8 @@ def build(work, job, data):
 
 def gate(work, job, data):
     """Without Keras: what the SavedModel answers, compared; raises ``ParityError``."""
-    from keras_emr_serving.gate import isolate, observe
-    from keras_emr_serving.threshold import trust_summary
+    from keras_emr_serving.export.gate import isolate, observe
+    from keras_emr_serving.export.threshold import trust_summary
 
     folder = work.parent / MODEL
     xla_off = isolate()

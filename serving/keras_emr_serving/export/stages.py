@@ -15,7 +15,7 @@ from pathlib import Path
 import keras_emr
 import keras_emr_serving
 from keras_emr.errors import UserError
-from keras_emr_serving.parity import ParityError
+from keras_emr_serving.export.parity import ParityError
 
 JOB, DATA = "job.json", "data.npz"
 MODEL = "model"
@@ -27,7 +27,7 @@ class ExportFailed(RuntimeError):
 
 
 def run(tasks, work, backend="tensorflow"):
-    """Run tasks of :mod:`keras_emr_serving.worker` in a fresh process.
+    """Run tasks of :mod:`keras_emr_serving.export.worker` in a fresh process.
 
     Args:
         tasks: their names.
@@ -42,7 +42,7 @@ def run(tasks, work, backend="tensorflow"):
         ExportFailed: the process ended without a result.
     """
     # -P: a file of the user's in the current folder must not be taken for a module.
-    command = [sys.executable, "-P", "-m", "keras_emr_serving.worker", str(work), *tasks]
+    command = [sys.executable, "-P", "-m", "keras_emr_serving.export.worker", str(work), *tasks]
     # The child reads from a pipe that ends when this process does, however it does. It answers
     # through another one: a file could not be written to a full disk.
     alive, held = os.pipe()
