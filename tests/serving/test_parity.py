@@ -207,7 +207,7 @@ def staged(tmp_path_factory):
     names = savedmodel.write(
         Served(model, (6, 6, 1), "abc", "linf", 0.005), staging / "model", with_attack=True
     )
-    warmup.write(staging / "model", "toy", names, x[0], 0.1)
+    warmup.write(staging / "model", "toy", names, 3, x[0], 0.1)
     job = {"norm": "linf", "threshold": 0.005}
     (work / stages.JOB).write_text(json.dumps(job))
     np.savez(work / stages.DATA, y=y[:250])

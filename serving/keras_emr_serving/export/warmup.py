@@ -1,7 +1,7 @@
-"""Requests that TensorFlow Serving replays when it loads a model, one for each signature.
+"""Requests that TensorFlow Serving replays when it loads a model.
 
 The first call of a signature is ten to fifty times as slow as the next ones: the graph is
-optimized then.
+optimized then. A first larger batch is several times as slow once more: oneDNN makes its kernels.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ from keras_emr.errors import UserError
 from keras_emr_serving.server.warmup import FILE
 
 
-def write(folder, name, signatures, image, epsilon):
-    """Write the requests where TensorFlow Serving looks for them.
+LARGE = 32
+_GRADIENTS = ("robust", "regress")
+# Classes up to which signatures that take K - 1 input gradients are asked about a large batch: with
+# a thousand, loading the model would take minutes.
+_FEW = 32
+
+
+def write(folder, name, signatures, classes, image, epsilon):
+    """Write the requests where TensorFlow Serving looks for them: a single image and a batch.
 
     Args:
         folder: of the SavedModel.
         name: of the model.
         signatures: names of its signatures.
+        classes: how many there are.
         image: (H, W, C) float32 in [0, 1], to ask about.
         epsilon: of the signature ``attack``.
     """
@@ -30,12 +38,14 @@ def write(folder, name, signatures, image, epsilon):
     file.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(file)) as writer:
         for signature in signatures:
-            log = request(name, signature, image, epsilon)
-            writer.write(log.SerializeToString())
+            slow = signature == "attack" or (signature in _GRADIENTS and classes > _FEW)
+            for n in (1,) if slow else (1, LARGE):
+                log = request(name, signature, image, epsilon, n)
+                writer.write(log.SerializeToString())
 
 
-def request(name, signature, image, epsilon):
-    """A ``PredictionLog`` that asks ``signature`` about ``image``, a batch of one."""
+def request(name, signature, image, epsilon, n=1):
+    """A ``PredictionLog`` that asks ``signature`` about ``n`` images in few bytes."""
     import tensorflow as tf
 
     try:
@@ -49,11 +59,20 @@ def request(name, signature, image, epsilon):
     log = prediction_log_pb2.PredictionLog()
     if signature in ("classify", "regress"):
         asked = getattr(log, f"{signature}_log").request
-        asked.input.example_list.examples.append(example(image))
+        # The context is put before every example: the image travels once.
+        both = asked.input.example_list_with_context
+        both.context.CopyFrom(example(image))
+        for _ in range(n):
+            both.examples.add()
     else:
         asked = log.predict_log.request
-        for key, value in _inputs(signature, image, epsilon).items():
+        for key, value in _inputs(signature, image, epsilon, n).items():
             asked.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+        if "image" in asked.inputs and n > 1:
+            # A tensor with too few values repeats the last one.
+            sent = asked.inputs["image"]
+            sent.tensor_content = b""
+            sent.float_val[:] = [float(image.mean())]
     asked.model_spec.name = name
     asked.model_spec.signature_name = signature
     return log
@@ -69,14 +88,14 @@ def example(image):
     )
 
 
-def _inputs(signature, image, epsilon):
+def _inputs(signature, image, epsilon, n):
     if signature == "image_bytes":
-        return {"image_bytes": np.array([_png(image)], object)}
-    inputs = {"image": image[None]}
+        return {"image_bytes": np.array([_png(image)] * n, object)}
+    inputs = {"image": np.repeat(image[None], n, axis=0)}
     if signature == "attack":
-        inputs["label"] = np.zeros(1, "int64")
-        inputs["epsilon"] = np.array([epsilon], "float32")
-        inputs["steps"] = np.ones(1, "int32")
+        inputs["label"] = np.zeros(n, "int64")
+        inputs["epsilon"] = np.full(n, epsilon, "float32")
+        inputs["steps"] = np.ones(n, "int32")
     return inputs
 
 

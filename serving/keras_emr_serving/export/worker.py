@@ -49,7 +49,14 @@ def build(work, job, data):
         job["with_attack"],
     )
     with savedmodel.file_errors():
-        warmup.write(folder, job["name"], built["signatures"], data["x_val"][0], job["epsilon"])
+        warmup.write(
+            folder,
+            job["name"],
+            built["signatures"],
+            len(built["labels"]),
+            data["x_val"][0],
+            job["epsilon"],
+        )
     with np.load(work / "reference.npz") as made:
         chosen = _margin_index(len(made["images"]))
         images, logits = made["images"][chosen], made["logits"][chosen]
