@@ -13,7 +13,6 @@ import numpy as np
 from keras_emr.errors import UserError
 from keras_emr_serving.server.warmup import FILE
 
-
 LARGE = 32
 _GRADIENTS = ("robust", "regress")
 # Classes up to which signatures that take K - 1 input gradients are asked about a large batch: with
