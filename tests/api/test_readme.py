@@ -73,14 +73,15 @@ def test_a_saved_classifier_loads_as_the_readme_says(tmp_path, imports):
 
 def test_flags_in_the_readme_exist():
     sys.path.insert(0, str(ROOT / "cli"))
-    from keras_emr_cli.compare import COMPARE_MAXIMIZERS
-    from keras_emr_cli.serve import command as serve
-    from keras_emr_cli.train_settings import EVALUATE, EXPORT, TRAIN
+    import click
+    from keras_emr_cli.main import cli
 
-    known = {s.flag for s in TRAIN + EVALUATE + EXPORT + COMPARE_MAXIMIZERS}
-    known |= {flag for parameter in serve.params for flag in parameter.opts}
-    known |= {"--config", "--json", "--resume", "--overwrite", "--to"}
+    def options(command, context):
+        yield from (flag for p in command.params for flag in (*p.opts, *p.secondary_opts))
+        for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+            yield from options(command.get_command(context, name), context)
+
+    known = set(options(cli, click.Context(cli)))
     commands = [line for b in blocks("sh") for line in b.splitlines() if "keras-emr " in line]
     flags = {flag for line in commands for flag in re.findall(r"--[a-z][a-z-]+", line)}
-    flags = {flag.replace("--no-", "--") for flag in flags}
     assert flags and flags <= known
