@@ -1,7 +1,7 @@
 """``python -m tests``: the default tests, what depends on the backend once per backend.
 
 Two processes at a time, each on one thread: networks this small gain nothing from more. Further
-arguments go to pytest, e.g. ``python -m tests -m slow``; then one process at a time, unbridled.
+arguments go to pytest, e.g. ``python -m tests -m slow``.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
+ALONE = ("cli", "system", "serving")  # once, each in a process of its own
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 # Half of JAX's time is XLA's, on functions that run once or twice: it need not try hard. The pinned
 # jaxlib knows these flags; one that does not would abort.
@@ -25,12 +26,12 @@ PLAIN_XLA = (
 NOTHING_SELECTED = 5
 
 
-def run(backend, folders, arguments, threads):
+def run(backend, folders, arguments):
     """Exit code and output of one pytest process."""
     print(f"-- {backend}: {' '.join(folders)} ...", flush=True)
     command = [sys.executable, "-m", "pytest", *(str(HERE / f) for f in folders), *arguments]
-    environment = {**os.environ, **threads, "KERAS_BACKEND": backend}
-    if backend == "jax" and threads:
+    environment = {**os.environ, **THREADS, "KERAS_BACKEND": backend}
+    if backend == "jax":
         environment.setdefault("XLA_FLAGS", PLAIN_XLA)
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -51,15 +52,13 @@ def total(outputs, seconds):
 
 
 def main():
-    default = not sys.argv[1:]
-    arguments = ["-q", "-m", "not slow and not gpu"] if default else sys.argv[1:]
-    at_once, threads = (min(2, os.cpu_count() or 1), THREADS) if default else (1, {})
+    arguments = sys.argv[1:] or ["-q", "-m", "not slow and not gpu"]
     folders = {p.name for p in HERE.iterdir() if p.is_dir() and any(p.glob("test_*.py"))}
-    once = sorted(folders - {"cli"}.union(*PER_BACKEND))
+    once = sorted(folders.difference(ALONE, *PER_BACKEND))
     learning, judging = (list(group) for group in PER_BACKEND)
     # The longest first.
     jobs = [
-        ("tensorflow", ["cli"]),
+        *(("tensorflow", [folder]) for folder in ALONE),
         ("jax", judging),
         ("tensorflow", once),
         ("tensorflow", learning),
@@ -68,8 +67,8 @@ def main():
         ("torch", learning + judging),
     ]
     start, codes, outputs = time.monotonic(), [], []
-    with ThreadPoolExecutor(at_once) as pool:
-        for done in as_completed([pool.submit(run, *job, arguments, threads) for job in jobs]):
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for done in as_completed([pool.submit(run, *job, arguments) for job in jobs]):
             code, output = done.result()
             print(output, flush=True)
             codes.append(code)

