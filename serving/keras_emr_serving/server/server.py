@@ -127,6 +127,8 @@ class Server:
         )
         config = uvicorn.Config(
             self._rest.app,
+            # Its own configuration closes handlers that are not its: absl's, and with it stderr.
+            log_config=None,
             log_level="warning",
             access_log=False,
             lifespan="off",
