@@ -13,16 +13,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from tests.processes import environment
+
 HERE = Path(__file__).parent
 PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
 ALONE = ("cli", "system", "serving")  # once, each in a process of its own
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-# Half of JAX's time is XLA's, on functions that run once or twice: it need not try hard. The pinned
-# jaxlib knows these flags; one that does not would abort.
-PLAIN_XLA = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
 NOTHING_SELECTED = 5
 
 
@@ -30,11 +26,12 @@ def run(backend, folders, arguments):
     """Exit code and output of one pytest process."""
     print(f"-- {backend}: {' '.join(folders)} ...", flush=True)
     command = [sys.executable, "-m", "pytest", *(str(HERE / f) for f in folders), *arguments]
-    environment = {**os.environ, **THREADS, "KERAS_BACKEND": backend}
-    if backend == "jax":
-        environment.setdefault("XLA_FLAGS", PLAIN_XLA)
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment(backend, **THREADS),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     return done.returncode, f"== {backend}: {' '.join(folders)}\n{done.stdout}"
 

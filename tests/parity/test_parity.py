@@ -3,13 +3,14 @@
 Tolerances: relative to the largest entry of each array, float32 on CPU.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import environment
 
 BACKENDS = ("tensorflow", "jax", "torch")
 SHAPES = [(3, 3, 1, 6), (6,), (6,), (6,), (6,), (6,), (3, 3, 6, 8), (8,), (32, 5), (5,)]
@@ -37,11 +38,10 @@ def results(tmp_path_factory):
     found = {}
     for backend in BACKENDS:
         target = folder / f"{backend}.npz"
-        environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_ENABLE_X64": "0"}
         worker = Path(__file__).with_name("worker.py")
         done = subprocess.run(
             [sys.executable, str(worker), str(folder / "given.npz"), str(target)],
-            env={**environment, "PYTHONPATH": str(worker.parents[2])},
+            env=environment(backend, JAX_ENABLE_X64="0", PYTHONPATH=str(worker.parents[2])),
             capture_output=True,
             text=True,
         )

@@ -1,6 +1,5 @@
 """The same examples survive on every backend."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.parity.test_parity import BACKENDS
+from tests.processes import environment
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,7 @@ def survivors(tmp_path_factory):
         worker = Path(__file__).with_name("survival_worker.py")
         done = subprocess.run(
             [sys.executable, str(worker), str(folder / "model.keras"), str(target)],
-            env={
-                **os.environ,
-                "KERAS_BACKEND": backend,
-                "JAX_ENABLE_X64": "0",
-                "PYTHONPATH": str(worker.parents[2]),
-            },
+            env=environment(backend, JAX_ENABLE_X64="0", PYTHONPATH=str(worker.parents[2])),
             capture_output=True,
             text=True,
         )
