@@ -103,7 +103,7 @@ def test_a_version_is_loaded_before_the_label_moves(folder, monkeypatch):
     texts = []
     write = ConfigFile.write
     monkeypatch.setattr(
-        ConfigFile, "write", lambda self, text: (texts.append(text), write(self, text))
+        ConfigFile, "write", lambda self, text, over: (texts.append(text), write(self, text, over))
     )
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -125,9 +125,17 @@ def test_what_the_policy_already_loads_needs_one_step(folder, monkeypatch):
         'model_platform: "tensorflow" model_version_policy { all {} } '
         'version_labels { key: "stable" value: 1 } } }'
     )
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("no need to wait"))
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    # A server may not have seen yet what was written 4 s ago.
+    os.utime(folder / "models.config", (time.time() - 4,) * 2)
     Store(folder).promote("m", 2)
+    assert slept == [pytest.approx(6, abs=1)]
     assert written(folder).labels == {"stable": 2, "previous": 1}
+    Store(folder).promote("m", 1)  # it has a label: it has been loaded
+    os.utime(folder / "models.config", (time.time() - 60,) * 2)
+    Store(folder).promote("m", 2)
+    assert len(slept) == 1
 
 
 ODD = """# Ours. Do not touch: { "
@@ -166,6 +174,51 @@ def test_everything_else_in_the_file_stays(folder):
     other, m = read_config_leniently(text)
     assert m.labels == {"stable": 2, "previous": 1, "mine": 2} and m.versions == (1, 2)
     assert other.labels == {"a": 1} and other.versions == 2
+
+
+COMMENTED = """model_config_list {
+  config {
+    name: "m" base_path: "/models/m" model_platform: "tensorflow"
+    # of the audit
+    model_version_policy {
+      # 1 must stay
+      specific { versions: 1 }  # says Kim
+    }
+    version_labels { key: "stable" value: 1 }
+  }
+}
+"""
+
+
+def test_comments_inside_what_is_replaced_stay(folder):
+    (folder / "models.config").write_text(COMMENTED)
+    Store(folder).promote("m", 2, pause=0)
+    Store(folder).rollback("m")
+    text = (folder / "models.config").read_text()
+    for comment in ("# of the audit", "# 1 must stay", "# says Kim"):
+        assert text.count(f"    {comment}\n") == 1
+    assert written(folder).labels == {"stable": 1, "previous": 2}
+
+
+def test_what_a_newer_server_knows_is_not_lost_with_the_policy(folder):
+    text = COMMENTED.replace("specific {", "keep_at_least: 3 specific {")
+    (folder / "models.config").write_text(text)
+    with pytest.raises(UserError, match="without losing something"):
+        Store(folder).promote("m", 2, pause=0)
+    assert (folder / "models.config").read_text() == text
+
+
+def test_line_ends_and_links_stay(folder, tmp_path_factory):
+    real = tmp_path_factory.mktemp("elsewhere") / "shared.config"
+    real.write_bytes(ODD.replace("\n", "\r\n").encode())
+    (folder / "models.config").symlink_to(real)
+    Store(folder).promote("m", 2, pause=0)
+    assert (folder / "models.config").is_symlink() and not real.is_symlink()
+    made = real.read_bytes()
+    assert made.count(b"\n") == made.count(b"\r\n") > 20
+    real.write_bytes(ODD.encode())
+    Store(folder).promote("m", 2, pause=0)
+    assert made.replace(b"\r\n", b"\n") == real.read_bytes()
 
 
 def read_config_leniently(text):
@@ -328,6 +381,58 @@ def test_a_killed_writer_leaves_the_old_file_whole(folder):
     assert (folder / "models.config").read_bytes() == before
     Store(folder).promote("m", 2, pause=0)  # its lock went with it
     assert written(folder).labels == {"stable": 2, "previous": 1}
+
+
+IN_BETWEEN = """
+import os, signal, sys, time
+from keras_emr_serving.lifecycle import Store
+time.sleep = lambda seconds: os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+Store(sys.argv[1]).promote("m", 2)
+"""
+
+
+def test_killed_between_the_two_writes(folder, monkeypatch):
+    """The version is to be loaded, its label has not moved: the next call goes on from there."""
+    Store(folder).promote("m", 1)
+    command = [sys.executable, "-c", IN_BETWEEN, str(folder), "SIGKILL"]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert (written(folder).versions, written(folder).labels) == ((1, 2), {"stable": 1})
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    Store(folder).promote("m", 2, pause=60)
+    (seconds,) = slept  # what is left of it
+    assert 0 < seconds < 60
+    assert written(folder).labels == {"stable": 2, "previous": 1}
+
+
+def test_ctrl_c_between_the_two_writes_changes_nothing(folder, monkeypatch):
+    Store(folder).promote("m", 1)
+    before = (folder / "models.config").read_text()
+
+    def interrupt(seconds):
+        assert written(folder).versions == (1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Store(folder).promote("m", 2)
+    assert (folder / "models.config").read_text() == before
+
+
+def test_what_somebody_else_writes_in_between_stays(folder, monkeypatch):
+    """An editor knows nothing of our lock."""
+    Store(folder).promote("m", 1)
+    path = folder / "models.config"
+    edited = []
+
+    def edit(seconds):
+        edited.append("# by hand\n" + path.read_text())
+        path.write_text(edited[0])
+
+    monkeypatch.setattr(time, "sleep", edit)
+    with pytest.raises(UserError, match="somebody else has changed it"):
+        Store(folder).promote("m", 2)
+    assert path.read_text() == edited[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

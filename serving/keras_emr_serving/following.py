@@ -1,0 +1,72 @@
+"""Wait until a running server has done what ``models.config`` says."""
+
+from __future__ import annotations
+
+import time
+
+from keras_emr_serving.models_config import NAME
+from keras_emr_serving.running import ServerTrouble
+
+PAUSE = 0.2
+
+
+def is_available(server, name: str, version: int) -> bool:
+    """Whether the server answers for this version now. Raises :class:`ServerTrouble`."""
+    found = server.states(name).get(version)
+    return found is not None and found.state == "AVAILABLE"
+
+
+def wait_for_version(server, name: str, version: int, timeout: float) -> None:
+    """Return when the version is available.
+
+    Raises:
+        ServerTrouble: it cannot be loaded, or is not in ``timeout`` seconds.
+    """
+
+    def loaded():
+        found = server.states(name).get(version)
+        if found is not None and found.state == "END" and found.error:
+            raise CannotLoad(
+                f"{server.where} cannot load version {version} of {name}: {found.error}. Nothing "
+                "has changed."
+            )
+        return found is not None and found.state == "AVAILABLE"
+
+    _wait(
+        loaded,
+        timeout,
+        f"{server.where} has not loaded version {version} of {name} in {timeout:g} s. Nothing has "
+        f"changed. Is it one that reads this {NAME} again and again (--model_config_file, "
+        "--model_config_file_poll_wait_seconds)? With --grpc it need not.",
+    )
+
+
+def wait_for_label(server, name: str, label: str, version: int, timeout: float) -> None:
+    """Return when the label is on the version. Raises :class:`ServerTrouble`."""
+    _wait(
+        lambda: server.labelled(name, label) == version,
+        timeout,
+        f"{server.where} has not moved label {label!r} to version {version} of {name} in "
+        f"{timeout:g} s. {NAME} says so: it follows when the server reads that.",
+    )
+
+
+class CannotLoad(ServerTrouble):
+    """A version that the server has given up."""
+
+
+def _wait(done, timeout, otherwise):
+    """Ask ``done`` until it says so. A server may miss one answer while it loads or swaps."""
+    deadline = time.monotonic() + timeout
+    while True:
+        trouble = None
+        try:
+            if done():
+                return
+        except CannotLoad:
+            raise
+        except ServerTrouble as error:
+            trouble = error
+        if time.monotonic() >= deadline:
+            raise ServerTrouble(f"{otherwise} {trouble}" if trouble else otherwise)
+        time.sleep(PAUSE)
