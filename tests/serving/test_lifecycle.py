@@ -8,13 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import requests
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_emr.errors import UserError
+from keras_emr_serving import Client
 from keras_emr_serving.lifecycle import Store, previous_of
 from keras_emr_serving.models_config import ConfigFile
 from keras_emr_serving.running import GrpcServer, RestServer, ServerTrouble
@@ -23,6 +27,7 @@ from keras_emr_serving.server.server import Options, Server
 from keras_emr_serving.server.status import ServingError
 from tests.serving import toy
 
+ONE = np.array([[1.0, 2.0, 3.0]], "float32")
 BODY = {"instances": [[1.0, 2.0, 3.0]]}
 SCORES = {1: [[22.0, 28.0]], 2: [[44.0, 56.0]]}
 
@@ -363,6 +368,7 @@ def test_a_writer_at_work_is_waited_for_and_then_named(folder):
 
 KILLED = """
 import os, signal, sys
+from keras_emr_serving import Client
 from keras_emr_serving.lifecycle import Store
 real = os.fsync
 def die(descriptor):
@@ -385,6 +391,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(folder):
 
 IN_BETWEEN = """
 import os, signal, sys, time
+from keras_emr_serving import Client
 from keras_emr_serving.lifecycle import Store
 time.sleep = lambda seconds: os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 Store(sys.argv[1]).promote("m", 2)
@@ -474,40 +481,79 @@ def rest(server):
     return RestServer(f"http://127.0.0.1:{server.rest_port}/v1/models/m")
 
 
-@pytest.mark.parametrize("api", ["rest", "grpc"])
-def test_a_server_switches_and_keeps_answering(served, api):
-    folder, server = served
-    other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
-    store, wrong, counted, stop = Store(folder), [], [0], threading.Event()
+@contextmanager
+def steady_load(server):
+    """Asks for the label without a pause, over REST and gRPC, and never twice.
 
-    def load():
-        while not stop.is_set():
-            counted[0] += 1
-            answer = ask(server, "/labels/stable")
-            if answer not in SCORES.values():
-                wrong.append(answer)
+    Yields:
+        ``(failed, answered)``: what went wrong; API -> the scores, in the order they came.
+    """
+    failed, answered, stop = [], {"http": [], "grpc": []}, threading.Event()
+    ports = {"http": server.rest_port, "grpc": server.grpc_port}
 
-    thread = threading.Thread(target=load)
-    thread.start()
+    def ask_again_and_again(scheme):
+        url = f"{scheme}://127.0.0.1:{ports[scheme]}/v1/models/m/labels/stable"
+        try:
+            with Client(url, retries=0) as client:
+                while not stop.is_set():
+                    (scores,) = client.run("serving_default", {"x": ONE}).values()
+                    answered[scheme].append(scores.tolist())
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask_again_and_again, args=(one,)) for one in ports]
+    for thread in threads:
+        thread.start()
     try:
-        assert ask(server, "/labels/stable") == SCORES[1]
-        change = store.promote("m", 2, server=other, timeout=60)
-        assert change.confirmed
-        assert ask(server, "/labels/stable") == SCORES[2]
-        assert ask(server, "/labels/previous") == SCORES[1]
-        store.rollback("m", server=other, timeout=60)
-        assert ask(server, "/labels/stable") == SCORES[1]
-        assert ask(server, "/labels/previous") == SCORES[2]
+        yield failed, answered
     finally:
         stop.set()
-        thread.join(30)
-    assert wrong == [] and counted[0] > 3
+        for thread in threads:
+            thread.join(30)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("api", ["rest", "grpc"])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_no_request_fails_over_promotions_and_rollbacks(served, api, seconds):
+    """Version 2 is loaded, gets the label, loses it, and is unloaded for the next round."""
+    folder, server = served
+    other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
+    if api == "grpc":
+        # Told and reading by itself, it may take over what it read just before it was told.
+        server.options.config_poll_seconds = 0
+    store, rounds, begin = Store(folder), 0, time.monotonic()
+    first = (folder / "models.config").read_text()
+    with steady_load(server) as (failed, answered):
+        while rounds == 0 or time.monotonic() < begin + seconds:
+            for number, change in ((2, store.promote), (1, store.rollback)):
+                enough = {scheme: len(scores) + 3 for scheme, scores in answered.items()}
+                assert change("m", server=other, timeout=60).confirmed
+                assert ask(server, "/labels/stable") == SCORES[number]
+                assert ask(server, "/labels/previous") == SCORES[3 - number]
+                for scheme in answered:
+                    wait_for(lambda s=scheme, n=enough: failed or len(answered[s]) >= n[s])
+            assert {n: one.state for n, one in other.states("m").items()} == {
+                1: "AVAILABLE",
+                2: "AVAILABLE",
+            }
+            rounds += 1
+            ConfigFile(folder).write(first)
+            other.reload(first)
+            wait_for(lambda: server.manager.serving() == [("m", 1)])
+    assert failed == []
+    for scores in answered.values():
+        switches = sum(one != after for one, after in pairwise(scores))
+        assert all(one in SCORES.values() for one in scores)
+        assert switches == 2 * rounds
     assert other.labelled("m", "nosuch") is None
     assert other.states("nosuch") == {}
-    assert {n: one.state for n, one in other.states("m").items()} == {
-        1: "AVAILABLE",
-        2: "AVAILABLE",
-    }
 
 
 @pytest.mark.parametrize("api", ["rest", "grpc"])
