@@ -7,7 +7,6 @@ import hashlib
 import numpy as np
 
 from keras_emr.errors import UserError
-from keras_emr.reports.views import same_labels
 from keras_emr_cli.served import open_client
 from keras_emr_cli.settings import Merged
 from keras_emr_cli.targets import load_model
@@ -125,15 +124,6 @@ def agreement(source, path, target, x, y, settings, progress):
 
 def _share(labels, others):
     return float(np.equal(labels, others).mean())
-
-
-def remark(source):
-    """:func:`agreement` in a line."""
-    n, clean, made = source["n"], same_labels(source, "clean"), same_labels(source, "adversarial")
-    return (
-        f"the served model gives the labels of {source['path']} for {clean} of {n} clean images "
-        f"and for {made} of the {n} that {source['attack']} made against it"
-    )
 
 
 def model_entry(client):

@@ -304,6 +304,46 @@ def test_the_page_says_the_numbers():
         assert words not in text
 
 
+def served_report(clean=1.0, adversarial=1.0, n=200):
+    """A report on a served model of the file ``best.keras``."""
+    return {
+        **example_report(),
+        "source": {
+            "path": "run/best.keras",
+            "sha256": "ab" * 32,
+            "attack": "PGD-50",
+            "n": n,
+            "clean": clean,
+            "adversarial": adversarial,
+            "source_accuracy": {"clean": 0.9, "adversarial": 0.31},
+            "served_accuracy": {"clean": 0.88, "adversarial": 0.32},
+        },
+    }
+
+
+def test_a_served_model_and_its_source():
+    report = served_report()
+    validate(report)
+    text = Tags(page([report])).text
+    assert "as they are 200 of 200 90.0 % 88.0 %" in text
+    assert "made by PGD-50 on the source 200 of 200 31.0 % 32.0 %" in text
+    assert "run/best.keras" in text and "ab" * 32 in text
+    assert "give different labels" not in text
+    assert "Served model and source" not in Tags(page([example_report()])).text
+
+
+def test_one_label_of_many_that_differs_is_not_rounded_away():
+    text = Tags(page([served_report(adversarial=19_999 / 20_000, n=20_000)])).text
+    assert "19999 of 20000" in text and "The served model and its source give different" in text
+    assert text.index("give different labels") < text.index("Checks")
+
+
+def test_beside_others_only_a_served_model_has_a_source():
+    tags = Tags(page([example_report("a"), served_report()]))
+    assert tags.text.count("made by PGD-50 on the source") == 1
+    assert ("a", {"href": "#source"}) in tags.tags and ("section", {"id": "source"}) in tags.tags
+
+
 def test_what_is_missing_is_said_first():
     report = EVERY[2]
     report = changed(["checks", 0, "verdict"], "fail", json.loads(json.dumps(report)))
