@@ -101,7 +101,7 @@ def test_a_config_with_troubles(store, capfd):
     assert_error(call(capfd, "serving", "promote", store, "gone"), 3, "gone")
 
 
-def test_with_a_running_server(tmp_path, capfd):
+def test_with_a_running_server(warm_keras, tmp_path, capfd):
     toy.build_small(tmp_path / "m" / "1")
     toy.build_small(tmp_path / "m" / "2", scale=2.0)
     assert call(capfd, "serving", "promote", tmp_path, "m", 1).code == 0

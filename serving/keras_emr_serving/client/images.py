@@ -104,17 +104,23 @@ def _fit(sides, shape):
 
 def _read_array(path):
     try:
-        if path.suffix.lower() == ".npy":
-            # Mapped: what the header claims is not reserved before it is found to be there.
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+        zipped = path.suffix.lower() == ".npz"
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+        else:
+            size = path.stat().st_size
         if size > _LARGEST_FILE:
             raise UserError(
                 f"image: {size} bytes unpacked. Received: {str(path)!r}. Expected at most "
                 f"{_LARGEST_FILE}."
             )
+        if not zipped:
+            # Mapped: what the header claims is not reserved before it is found to be there.
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as archive:
+            if not archive.files:
+                raise ValueError("no array in it")
             names = [n for n in _NAMES if n in archive.files] or archive.files
             if names[0] not in _NAMES and len(names) != 1:
                 raise UserError(
