@@ -270,6 +270,7 @@ def forwarder(port):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for the end of its head
 
         def log_message(self, *arguments):
             pass
