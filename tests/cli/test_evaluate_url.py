@@ -12,17 +12,10 @@ import requests
 from keras_emr.reports.files import read_report
 from tests.cli.harness import assert_error, call
 from tests.serving import image_model
-from tests.serving.image_model import CLASSES, ServerProcess, expected, weights
+from tests.serving.image_model import CLASSES, expected, weights
 
 EPSILON = 0.03
 QUICK = ("--steps", 60, "--extra-examples", 0, "--quiet", "--json")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    config = image_model.build_store(tmp_path_factory.mktemp("images"))
-    with ServerProcess(config) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

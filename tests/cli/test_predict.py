@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import time
 
 import numpy as np
@@ -10,15 +11,8 @@ from PIL import Image
 
 from tests.cli.harness import assert_error, call, python, shell
 from tests.serving import image_model
-from tests.serving.image_model import LABELS, ServerProcess, expected
+from tests.serving.image_model import LABELS, expected
 from tests.serving.scripted import scripted
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    config = image_model.build_store(tmp_path_factory.mktemp("images"))
-    with ServerProcess(config) as server:
-        yield server
 
 
 @pytest.fixture
@@ -191,6 +185,18 @@ def test_a_server_that_fails_or_is_away_is_a_failure(capfd, tmp_path):
 def test_usage(capfd):
     assert_error(call(capfd, "predict", "x.png"), 2, "--url")
     assert_error(call(capfd, "predict", "--url", "http://h/v1/models/m"), 2, "IMAGE")
+
+
+def test_it_is_quick(url, pictures):
+    """In all, with Python's own start; CPU time, as others may be at work on this machine."""
+    files, _ = pictures
+    seconds = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert shell("predict", files[0], "--url", url).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5, seconds
 
 
 def test_it_starts_without_tensorflow(url, pictures):
