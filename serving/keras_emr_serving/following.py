@@ -8,29 +8,37 @@ from keras_emr_serving.models_config import NAME
 from keras_emr_serving.running import ServerTrouble
 
 PAUSE = 0.2
+# A server has looked at models.config again by then: ours do every 5 s.
+GRACE = 15.0
 
 
-def is_available(server, name: str, version: int) -> bool:
-    """Whether the server answers for this version now. Raises :class:`ServerTrouble`."""
-    found = server.states(name).get(version)
-    return found is not None and found.state == "AVAILABLE"
+def is_available(state) -> bool:
+    """Whether a server answers for the version that is in this state, ``None``: not known."""
+    return state is not None and state.state == "AVAILABLE"
 
 
-def wait_for_version(server, name: str, version: int, timeout: float) -> None:
+def wait_for_version(server, name: str, version: int, timeout: float, before=None) -> None:
     """Return when the version is available.
+
+    Args:
+        server, name, version, timeout: what to wait for, and how many seconds.
+        before: the version's state when the server was not to load it yet. A failure that was
+            there by then may be of files that have been mended since: it counts when it stays.
 
     Raises:
         ServerTrouble: it cannot be loaded, or is not in ``timeout`` seconds.
     """
+    begin = time.monotonic()
 
     def loaded():
         found = server.states(name).get(version)
-        if found is not None and found.state == "END" and found.error:
+        news = found != before or time.monotonic() > begin + GRACE
+        if found is not None and found.state == "END" and found.error and news:
             raise CannotLoad(
                 f"{server.where} cannot load version {version} of {name}: {found.error}. Nothing "
                 "has changed."
             )
-        return found is not None and found.state == "AVAILABLE"
+        return is_available(found)
 
     _wait(
         loaded,

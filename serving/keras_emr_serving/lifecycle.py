@@ -63,7 +63,10 @@ class Store:
     def __init__(self, store: Path | str):
         self.path = Path(store)
         if not self.path.is_dir():
-            raise UserError(f"STORE: no such folder. Received: {str(store)!r}.")
+            raise UserError(
+                f"STORE: no such folder. Received: {str(store)!r}. Expected the one that keras-emr "
+                "export --to wrote to."
+            )
         self.config = ConfigFile(self.path)
 
     def status(self, name: str | None = None) -> list[Status]:
@@ -211,12 +214,14 @@ class Store:
         config, name, version = self.config, move.name, move.labels[move.label]
         numbers = sorted(set(move.labels.values()))
         final = config.changed(move.text, name, numbers, move.labels, move.path)
+        before = None if server is None else server.states(name).get(version)
+        loaded = move.is_loaded if server is None else is_available(before)
         written = move.text
         try:
-            if not (move.is_loaded if server is None else is_available(server, name, version)):
-                # A promotion that was cut short has taken this step: then the file has not changed.
+            if not loaded:
                 both, old = move.beside()
                 step = config.changed(move.text, name, both, old, move.path)
+                # A promotion that was cut short has taken this step: its time counts.
                 age = config.age() if server is None and version in move.wanted else 0.0
                 if age == 0.0:
                     config.write(step, over=written)
@@ -226,7 +231,7 @@ class Store:
                 else:
                     tell(f"waiting until {server.where} has loaded version {version}")
                     server.reload(written)
-                    wait_for_version(server, name, version, timeout)
+                    wait_for_version(server, name, version, timeout, before)
             config.write(final, over=written)
             written = final
             if server is not None:
@@ -241,8 +246,8 @@ class Store:
         if server is not None:
             wait_for_label(server, name, move.label, version, timeout)
         previous = move.labels.get(previous_of(move.label))
-        path, confirmed = str(config.path), server is not None
-        return Change(name, move.label, version, move.was, previous, path, confirmed)
+        told = previous, str(config.path), server is not None
+        return Change(name, move.label, version, move.was, *told)
 
 
 @dataclass(frozen=True)

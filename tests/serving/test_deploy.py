@@ -293,6 +293,16 @@ def test_the_metrics_exist(expression):
         assert set(re.split(r",\s*", group)) <= available
 
 
+def test_a_first_failure_is_seen():
+    """A counter of failures begins with one: ``increase`` alone would say 0 until the second."""
+    rules = yaml.safe_load(read("prometheus/alerts.yml"))["groups"][0]["rules"]
+    counted = [rule["expr"] for rule in rules if rule["expr"].startswith("increase(")]
+    assert len(counted) == 2
+    for expression in counted:
+        series = re.fullmatch(r"increase\((.*?)\[10m\]\) > 0 or .*", expression)[1]
+        assert expression.endswith(f" or ({series} unless {series} offset 10m)")
+
+
 def test_the_dashboard_hangs_together():
     dashboard = json.loads(read("grafana/dashboards/keras-emr-serving.json"))
     (source,) = yaml.safe_load(read("grafana/provisioning/datasources/prometheus.yaml"))[

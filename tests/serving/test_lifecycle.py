@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_emr.errors import UserError
-from keras_emr_serving import Client
+from keras_emr_serving import Client, following
 from keras_emr_serving.lifecycle import Store, previous_of
 from keras_emr_serving.models_config import ConfigFile
 from keras_emr_serving.running import GrpcServer, RestServer, ServerTrouble
@@ -368,7 +368,7 @@ def test_a_writer_at_work_is_waited_for_and_then_named(folder):
 
 KILLED = """
 import os, signal, sys
-from keras_emr_serving import Client
+from keras_emr_serving import Client, following
 from keras_emr_serving.lifecycle import Store
 real = os.fsync
 def die(descriptor):
@@ -391,7 +391,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(folder):
 
 IN_BETWEEN = """
 import os, signal, sys, time
-from keras_emr_serving import Client
+from keras_emr_serving import Client, following
 from keras_emr_serving.lifecycle import Store
 time.sleep = lambda seconds: os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 Store(sys.argv[1]).promote("m", 2)
@@ -605,6 +605,65 @@ def test_a_version_that_does_not_load_changes_nothing(served, made, api):
     assert ask(server, "/labels/stable") == SCORES[2]
 
 
+def test_a_version_that_is_mended_is_not_judged_by_its_past(served, made, monkeypatch):
+    """The server still tells of the failure when it is asked again, until it has looked again."""
+    folder, server = served
+    broken, other = folder / "m" / "3", rest(server)
+    shutil.copytree(made / "small", broken)
+    whole = (broken / "saved_model.pb").read_bytes()
+    (broken / "saved_model.pb").write_bytes(b"not a graph")
+    with pytest.raises(ServerTrouble, match="cannot load version 3"):
+        Store(folder).promote("m", 3, server=other, timeout=60)
+    assert other.states("m")[3].error
+    monkeypatch.setattr(following, "GRACE", 0.5)
+    with pytest.raises(ServerTrouble, match="cannot load version 3"):  # as bad as before
+        Store(folder).promote("m", 3, server=other, timeout=60)
+    (broken / "saved_model.pb").write_bytes(whole)
+    monkeypatch.setattr(following, "GRACE", 30)
+    assert Store(folder).promote("m", 3, server=other, timeout=60).version == 3
+    assert ask(server, "/labels/stable") == SCORES[1]  # of the same weights
+
+
+def test_an_answer_that_is_missed_while_waiting(served):
+    """A server may be too busy to tell, now and then, while it loads."""
+    folder, server = served
+    other, states, asked = rest(server), RestServer.states, []
+
+    def now_and_then(name):
+        asked.append(name)
+        if len(asked) % 2 == 0:
+            raise ServerTrouble("no answer: busy")
+        return states(other, name)
+
+    other.states = now_and_then
+    Store(folder).promote("m", 2, server=other, timeout=60)
+    assert len(asked) > 2 and ask(server, "/labels/stable") == SCORES[2]
+    with pytest.raises(ServerTrouble, match=r"has not moved .* in 0 s.* no answer from"):
+        following.wait_for_label(RestServer("http://127.0.0.1:9"), "m", "stable", 2, 0)
+
+
+def test_a_reload_that_is_refused_changes_nothing(served):
+    """The second of the two steps: the version is loaded by then."""
+    folder, server = served
+    other, before = (
+        GrpcServer(f"127.0.0.1:{server.grpc_port}"),
+        (folder / "models.config").read_text(),
+    )
+    reload, texts = other.reload, []
+
+    def refuse(text):
+        texts.append(text)
+        if len(texts) == 2:
+            raise ServerTrouble("refused")
+        reload(text)
+
+    other.reload = refuse
+    with pytest.raises(ServerTrouble, match="refused"):
+        Store(folder).promote("m", 2, server=other, timeout=60)
+    assert texts[2] == before == (folder / "models.config").read_text()
+    assert ask(server, "/labels/stable") == SCORES[1]
+
+
 def test_a_server_that_never_looks_is_said_so(served):
     folder, server = served
     server.options.config_poll_seconds = 0
@@ -624,9 +683,17 @@ def test_a_server_that_is_not_there(folder):
         assert (folder / "models.config").read_text() == before
 
 
-@pytest.mark.parametrize("url", ["localhost:8501", "ftp://x", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8501", "ftp://x", "http://", "", "http://h:99999", "http://h:x", "http://h/ x"],
+)
 def test_addresses_that_are_none(url):
     with pytest.raises(UserError, match="--url: not an address"):
         RestServer(url)
     with pytest.raises(UserError, match="--grpc: not an address"):
         GrpcServer(url.replace("8501", "port"))
+
+
+def test_a_port_of_something_else(server):
+    with pytest.raises(ServerTrouble, match="REST API does"):
+        RestServer(f"http://127.0.0.1:{server.grpc_port}").states("m")
