@@ -59,6 +59,17 @@ def wait_for_label(server, name: str, label: str, version: int, timeout: float) 
     )
 
 
+def wait_blindly(version: int, seconds: float, tell) -> None:
+    """Give a server that cannot be asked the time to load a version; ``tell`` says so."""
+    if seconds > 0:
+        tell(
+            f"{NAME}: version {version} is to be loaded; its label follows in {seconds:.3g} s, so "
+            "that a server that reads the file again and again has seen this (--pause 0 if none is "
+            "running; --url or --grpc to be sure)"
+        )
+        time.sleep(seconds)
+
+
 class CannotLoad(ServerTrouble):
     """A version that the server has given up."""
 

@@ -13,15 +13,14 @@ that is available, moves the label and lets go of versions that no label names.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from keras_emr.errors import UserError
-from keras_emr_serving.following import is_available, wait_for_label, wait_for_version
+from keras_emr_serving.following import is_available, wait_blindly, wait_for_label, wait_for_version
 from keras_emr_serving.labels import STABLE, previous_of, require_label
-from keras_emr_serving.models_config import NAME, ConfigFile
+from keras_emr_serving.models_config import ConfigFile
 from keras_emr_serving.running import ServerTrouble
 from keras_emr_serving.server.config import ModelConfig
 from keras_emr_serving.stored import (
@@ -227,7 +226,7 @@ class Store:
                     config.write(step, over=written)
                     written = step
                 if server is None:
-                    _wait_blindly(version, max(0.0, pause - age), tell)
+                    wait_blindly(version, max(0.0, pause - age), tell)
                 else:
                     tell(f"waiting until {server.where} has loaded version {version}")
                     server.reload(written)
@@ -289,13 +288,3 @@ class _Move:
         return both, {
             k: n for k, n in (self.model.labels if self.model else {}).items() if n in both
         }
-
-
-def _wait_blindly(version, seconds, tell):
-    if seconds > 0:
-        tell(
-            f"{NAME}: version {version} is to be loaded; its label follows in {seconds:.3g} s, so "
-            "that a server that reads the file again and again has seen this (--pause 0 if none is "
-            "running; --url or --grpc to be sure)"
-        )
-        time.sleep(seconds)

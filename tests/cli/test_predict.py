@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import sys
 import time
 
 import numpy as np
@@ -180,6 +181,29 @@ def test_a_server_that_fails_or_is_away_is_a_failure(capfd, tmp_path):
     with scripted("silence") as (url, _):
         result = call(capfd, "predict", "x.png", "--url", url, "--timeout", "0.3")
         assert_error(result, 1, "none within 0.3 s")
+
+
+@pytest.mark.parametrize(
+    ("package", "text"), [("requests", "keras-emr[serving]"), ("PIL", "pip install pillow")]
+)
+def test_a_package_that_is_missing(capfd, monkeypatch, pictures, url, package, text):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = call(capfd, "predict", pictures[0][0], "--url", url)
+    assert_error(result, 3, "a package is missing. Received: ", text)
+
+
+def test_a_model_of_numbers_that_are_none(capfd):
+    """JSON has no NaN: a strict reader takes the report all the same."""
+    np.save("x.npy", np.zeros((1, 2, 2, 1), "float32"))
+    with scripted((200, '{"outputs": [[NaN, 0.5]]}')) as (url, _):
+        result = call(capfd, "predict", "x.npy", "--url", url, "--json", "--top", 2)
+    assert result.code == 0, result.err
+
+    def strict(word):
+        raise AssertionError(word)
+
+    (row,) = json.loads(result.out, parse_constant=strict)["images"]
+    assert {one["probability"] for one in row["top"]} == {None, 0.5}
 
 
 def test_usage(capfd):

@@ -259,6 +259,7 @@ def test_what_is_no_address(url):
         ({"timeout": 0}, "timeout: bad value. Received: 0"),
         ({"timeout": float("nan")}, "timeout: bad value"),
         ({"batch_size": 0}, "batch_size: bad value"),
+        ({"retries": -1}, "retries: bad value. Received: -1"),
         ({"protocol": "soap"}, "Expected rest or grpc"),
         ({"version": 1, "label": "x"}, "Expected one"),
         ({"version": "latest"}, "version: bad value"),

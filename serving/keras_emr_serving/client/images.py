@@ -136,8 +136,12 @@ def _read_array(path):
 
 def _read_picture(path, channels):
     """(height, width, channels) uint8, or float32 in [0, 1]."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(
+            f"image: a package is missing. Received: {error}. Expected Pillow: pip install pillow."
+        ) from None
     if channels not in _MODES:
         raise UserError(
             f"image: the model takes {channels} channels. Received: {str(path)!r}. Expected arrays "

@@ -26,6 +26,13 @@ class RestTransport:
     number_bytes = 12
 
     def __init__(self, address, timeout, ca=None, certificate=None, key=None, headers=None):
+        try:
+            import requests  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"REST: a package is missing. Received: {error}. Expected requests: pip install "
+                '"keras-emr[serving]".'
+            ) from None
         self.address, self.timeout = address, timeout
         self._ca, self._certificate, self._key = ca, certificate, key
         self._headers = dict(headers or {})
