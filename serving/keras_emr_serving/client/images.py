@@ -15,6 +15,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ARRAYS = (".npy", ".npz")
 # Unpacked; what is larger is no batch of images to send.
 _LARGEST_FILE = 2 << 30
+# As long as JPEG's: resizing takes memory for each pixel of a side and each of the new one.
+_LONGEST_SIDE = 65_535
 # Names under which arrays of images stand in .npz files, the first that is there.
 _NAMES = ("x_test", "x", "images")
 
@@ -152,7 +154,7 @@ def _read_picture(path, channels):
             warnings.simplefilter("ignore")  # of odd metadata, and of the size, looked at here
             with Image.open(path) as image:
                 width, height = image.size
-                if width * height > Image.MAX_IMAGE_PIXELS:
+                if width * height > Image.MAX_IMAGE_PIXELS or max(width, height) > _LONGEST_SIDE:
                     raise _too_large(path, f"{width} x {height} pixels", Image.MAX_IMAGE_PIXELS)
                 return _pixels(path, image, channels)
     except UserError:
@@ -203,7 +205,7 @@ def _from_lab(image):
 def _too_large(path, size, most):
     return UserError(
         f"image: too large to be unpacked: {size}. Received: {str(path)!r}. Expected at most "
-        f"{most} pixels."
+        f"{most} pixels, and {_LONGEST_SIDE} on a side."
     )
 
 
