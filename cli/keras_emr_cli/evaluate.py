@@ -225,14 +225,12 @@ def _evaluate(path, target, about, settings, data, out, fresh, quiet, stop, sour
         )
         compared = {}
         if source is not None:
-            from keras_emr_cli.evaluate_served import agreement, remark
+            from keras_emr_cli.evaluate_served import agreement
 
             found = agreement(source, path, target, x, y, settings, progress)
             compared = {"source": found}
         outcome = assessment.attack(todo, states, settings.time_budget)
         outcome.notes += _remarks(settings, data, y)
-        if compared:
-            outcome.notes.append(remark(compared["source"]))
         report = {
             **assessment.report(outcome),
             **_circumstances(about, settings, data, target, outcome, todo),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from keras_emr.reports.views import same_labels
 from keras_emr_cli.tables import figure, percent, print_table
 
 _WORST_FIRST = ("fail", "warn")
@@ -31,6 +32,8 @@ def show(report, out):
         f"robust accuracy   {percent(accuracy['robust'])}  ({accuracy['survived']} of "
         f"{accuracy['n']} survive every attack; an upper bound)"
     )
+    if report.get("source"):
+        _source(report["source"])
     margins = report["margins"] and report["margins"]["clean"]
     if margins:
         click.echo(
@@ -48,6 +51,12 @@ def show(report, out):
         f"{settings['backend']}; {'inference mode' if where else 'asked as it is served'}."
     )
     click.echo(f"report: {out / 'report.html'}")
+
+
+def _source(source):
+    n, shown = source["n"], {"clean": "clean", "adversarial": f"{source['attack']} on the source"}
+    told = (f"{text}: {same_labels(source, at)} of {n}" for at, text in shown.items())
+    click.echo(f"same labels as the source  {'; '.join(told)}")
 
 
 def _checks(checks):

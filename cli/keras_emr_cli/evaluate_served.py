@@ -98,34 +98,32 @@ def agreement(source, path, target, x, y, settings, progress):
 
     steps, size = settings.steps or 50, settings.batch_size
     attack = PGD(float(settings.epsilon), settings.norm, steps, objective=settings.objective)
-    run, here = AttackRun(source, attack, size), KerasTarget(source, size)
+    run, file = AttackRun(source, attack, size), KerasTarget(source, size)
     title = "agreement with the source"
-    same = {"clean": [], "adversarial": []}
+    both = ("clean", "adversarial")
+    here, there = ({name: [] for name in both} for _ in range(2))
     for begin in range(0, len(x), size):
         progress(title, begin, len(x))
         rows = slice(begin, begin + size)
         index = np.arange(begin, begin + len(x[rows]))
         made, _ = run.attack_batch(x[rows], y[rows], index, 0, settings.seed)
         for name, images in (("clean", x[rows]), ("adversarial", made)):
-            labels = here.predict(images).argmax(axis=1)
-            same[name].append(labels == target.predict(images).argmax(axis=1))
+            here[name] += file.predict(images).argmax(axis=1).tolist()
+            there[name] += target.predict(images).argmax(axis=1).tolist()
     progress(title, len(x), len(x))
     return {
         "path": str(path),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "attack": f"PGD-{steps}",
         "n": len(x),
-        **{name: float(np.concatenate(parts).mean()) for name, parts in same.items()},
+        **{name: _share(here[name], there[name]) for name in both},
+        "source_accuracy": {name: _share(here[name], y) for name in both},
+        "served_accuracy": {name: _share(there[name], y) for name in both},
     }
 
 
-def remark(source):
-    """:func:`agreement` in a line."""
-    return (
-        f"the served model gives the labels of {source['path']} for "
-        f"{100 * source['clean']:.1f} % of {source['n']} clean images and for "
-        f"{100 * source['adversarial']:.1f} % of those that {source['attack']} made against it"
-    )
+def _share(labels, others):
+    return float(np.equal(labels, others).mean())
 
 
 def model_entry(client):

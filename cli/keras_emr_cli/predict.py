@@ -77,7 +77,11 @@ def command(images, url, grpc, top, reject_untrusted, labels, as_json, **options
     if reject_untrusted and doubtful:
         files = ", ".join(_place(row) for row in doubtful[:3])
         more = ", ..." if len(doubtful) > 3 else ""
-        text = f"not trusted: {len(doubtful)} of {len(rows)} images: {files}{more}"
+        text = (
+            f"--reject-untrusted: the model does not trust its answer for {len(doubtful)} of "
+            f"{len(rows)} images. Received: {files}{more}. Expected effective margins above its "
+            "threshold."
+        )
         return fail(text, EXIT_UNTRUSTED)
 
 
@@ -163,22 +167,24 @@ class _Answers:
         return self._names
 
     def report(self, rows):
-        """For ``--json``: plain values; an infinite margin is ``null``, as JSON has no infinity."""
+        """For ``--json``."""
         served = self.client.metadata()
-        plain = [
-            {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in row.items()
-            }
-            for row in rows
-        ]
         return {
             "url": self.client.url,
             "model": served.name,
             "version": served.version,
             "signature": self.signature,
-            "images": plain,
+            "images": _plain(rows),
         }
+
+
+def _plain(value):
+    """What is not finite, an infinite margin for instance, as ``None``: JSON has no such number."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _place(row):

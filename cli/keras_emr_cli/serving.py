@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 
 import click
 
@@ -93,7 +94,7 @@ def promote(store, name, version, label, pause, timeout, base_path, as_json, **w
             name, version, label, base_path, _server(where), pause, timeout, _tell
         )
 
-    return _guarded(lambda: _show_change(change(), as_json))
+    return _guarded(lambda: _show_change(change(), store, as_json))
 
 
 @command.command()
@@ -107,7 +108,7 @@ def rollback(store, name, label, pause, timeout, as_json, **where):
     def change():
         return Store(store).rollback(name, label, _server(where), pause, timeout, _tell)
 
-    return _guarded(lambda: _show_change(change(), as_json))
+    return _guarded(lambda: _show_change(change(), store, as_json))
 
 
 def _tell(text):
@@ -124,7 +125,10 @@ def _server(where):
     if where["url"]:
         return RestServer(where["url"])
     if where["grpc"]:
-        return GrpcServer(where["grpc"], tls["ca"], tls["cert"], tls["key"])
+        from keras_emr_cli.session import quiet_tensorflow
+
+        with quiet_tensorflow():  # its stubs import TensorFlow, which would greet on stderr
+            return GrpcServer(where["grpc"], tls["ca"], tls["cert"], tls["key"])
     if any(tls.values()):
         raise click.UsageError("--grpc-ca, --grpc-cert and --grpc-key need --grpc")
     return None
@@ -149,7 +153,7 @@ def _guarded(work):
         return fail(error, EXIT_FAILURE)
 
 
-def _show_change(change, as_json):
+def _show_change(change, store, as_json):
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(change), indent=2))
         return
@@ -160,7 +164,9 @@ def _show_change(change, as_json):
         text = f"{change.name}: label {change.label!r} is on version {change.version}{was}"
     click.echo(text)
     if change.previous is not None:
-        click.echo(f"to go back to version {change.previous}: keras-emr serving rollback")
+        more = "" if change.label == "stable" else f" --label {change.label}"
+        again = f"keras-emr serving rollback {shlex.quote(str(store))} {change.name}{more}"
+        click.echo(f"to go back to version {change.previous}: {again}")
     if not change.confirmed:
         click.echo(f"written to {change.path}; ask the server with --url", err=True)
 

@@ -110,6 +110,7 @@ def _model(name, report, images, factor, alone):
         "verdict": views.verdict(report["checks"]),
         "summary": views.summary(report),
         "attacks": views.attack_rows(report),
+        "source": views.source_rows(report),
         "checks": views.check_rows(report),
         "classes": views.class_rows(report),
         "margins": views.margin_rows(report),

@@ -113,7 +113,38 @@ def banners(report):
                 "accuracies under AutoAttack in papers and leaderboards.",
             }
         )
+    source = report.get("source")
+    if source is not None and min(source["clean"], source["adversarial"]) < 1:
+        found.append(
+            {
+                "level": "warn",
+                "text": "The served model and its source give different labels: what is served was "
+                "not made from that file, or takes images in another way.",
+            }
+        )
     return found
+
+
+def source_rows(report):
+    """Of a served model and its source: ``[images, same labels, source is right, served is]``."""
+    source = report.get("source")
+    if source is None:
+        return []
+    names = {"clean": "as they are", "adversarial": f"made by {source['attack']} on the source"}
+    return [
+        [
+            name,
+            f"{same_labels(source, at)} of {source['n']}",
+            percent(source["source_accuracy"][at], source["n"]),
+            percent(source["served_accuracy"][at], source["n"]),
+        ]
+        for at, name in names.items()
+    ]
+
+
+def same_labels(source, at):
+    """For how many images, not for which rounded share: one of many counts."""
+    return round(source[at] * source["n"])
 
 
 def attack_rows(report):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,9 @@ from pathlib import Path
 from keras_emr.errors import UserError
 from keras_emr_serving.server.config import ModelConfig, from_proto
 from keras_emr_serving.server.status import ServingError
+from keras_emr_serving.text_layout import comments_in, fields, named
 
 NAME = "models.config"
-_TOKEN = re.compile(
-    r"""\s+ | \#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [\w.+/-]+ | .""",
-    re.VERBOSE | re.DOTALL,
-)
-_CLOSING = {"{": "}", "<": ">", "[": "]"}
 
 
 class ConfigFile:
@@ -39,7 +34,8 @@ class ConfigFile:
     def read(self) -> str:
         """The text; empty if there is no file yet. Raises :class:`UserError`."""
         try:
-            return self.path.read_text(encoding="utf-8")
+            # Not as text: that would turn every kind of line end into one.
+            return self.path.read_bytes().decode("utf-8")
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
@@ -47,10 +43,17 @@ class ConfigFile:
                 f"{NAME}: cannot be read: {_reason(error)}. Received: {str(self.path)!r}."
             ) from None
 
+    def age(self) -> float:
+        """Seconds since the file was written; 0 without one."""
+        try:
+            return max(0.0, time.time() - self.path.stat().st_mtime)
+        except OSError:
+            return 0.0
+
     def models(self, text: str) -> dict[str, ModelConfig]:
         """Model name -> its configuration. Raises :class:`UserError` naming the file."""
         config = self._parse(text)
-        if not config.ListFields() and not _fields(text, 0, len(text)):
+        if not config.ListFields() and not fields(text, 0, len(text)):
             return {}
         try:
             return {one.name: one for one in from_proto(config)}
@@ -95,7 +98,11 @@ class ConfigFile:
         entry.ClearField("version_labels")
         entry.model_version_policy.specific.versions.extend(versions)
         entry.version_labels.update(labels)
-        made = self._added(text, entry) if new else self._replaced(text, entry)
+        # Lines that end as Windows ends them still do afterwards.
+        windows = text.count("\n") == text.count("\r\n") > 0
+        before = text.replace("\r\n", "\n") if windows else text
+        made = self._added(before, entry) if new else self._replaced(before, entry)
+        made = made.replace("\n", "\r\n") if made and windows else made
         if made is None or self._parse(made) != config:
             raise UserError(
                 f"{NAME}: too unusual to change without losing something in it. Received: "
@@ -106,7 +113,7 @@ class ConfigFile:
 
     def _added(self, text, entry):
         block = f"  config {{\n{_printed(entry, 4)}  }}\n"
-        lists = _named(text, 0, len(text), "model_config_list")
+        lists = named(text, 0, len(text), "model_config_list")
         if not lists:
             before = text if not text or text.endswith("\n") else text + "\n"
             return f"{before}model_config_list {{\n{block}}}\n"
@@ -117,8 +124,8 @@ class ConfigFile:
     def _replaced(self, text, entry):
         found = [
             one
-            for block in _named(text, 0, len(text), "model_config_list")
-            for one in _named(text, block[1] + 1, block[2] - 1, "config")
+            for block in named(text, 0, len(text), "model_config_list")
+            for one in named(text, block[1] + 1, block[2] - 1, "config")
             if text[one[1]] in "{<" and self._name(text[one[1] + 1 : one[2] - 1]) == entry.name
         ]
         if len(found) != 1:
@@ -127,10 +134,13 @@ class ConfigFile:
         old = [
             one
             for field in ("model_version_policy", "version_labels")
-            for one in _named(text, start, end, field)
+            for one in named(text, start, end, field)
         ]
-        kept, position = "", start
+        kept, position, comments = "", start, []
         for first, _, last in sorted(old):
+            if not self._is_known(text[first:last]):
+                return None
+            comments += comments_in(text[first:last])
             # A line that held nothing else goes with its field.
             head = text[position:first]
             kept += head.rstrip(" \t")
@@ -141,7 +151,19 @@ class ConfigFile:
         own = type(entry)(
             model_version_policy=entry.model_version_policy, version_labels=entry.version_labels
         )
-        return f"{text[:start]}{kept}\n{_printed(own, 4)}  {text[end:]}"
+        noted = "".join(f"    {comment}\n" for comment in comments)
+        return f"{text[:start]}{kept}\n{noted}{_printed(own, 4)}  {text[end:]}"
+
+    def _is_known(self, field):
+        """Whether nothing in it is of a newer server: that would be lost with it."""
+        from google.protobuf import text_format
+        from tensorflow_serving.config.model_server_config_pb2 import ModelConfig as Proto
+
+        try:
+            text_format.Parse(field, Proto())
+        except text_format.ParseError:
+            return False
+        return True
 
     def _name(self, block):
         from google.protobuf import text_format
@@ -149,23 +171,38 @@ class ConfigFile:
 
         return text_format.Parse(block, Proto(), allow_unknown_field=True).name
 
-    def write(self, text: str) -> None:
-        """Put ``text`` in place of the file in one step. Raises :class:`UserError`."""
-        folder, temporary = self.path.parent, None
+    def write(self, text: str, over: str | None = None) -> None:
+        """Put ``text`` in place of the file in one step.
+
+        Args:
+            text: what shall stand there.
+            over: what stands there now; ``None``: whatever does.
+
+        Raises:
+            UserError: it cannot be written, or somebody else, without our lock, has changed it.
+        """
+        if over is not None and self.read() != over:
+            raise UserError(
+                f"{NAME}: somebody else has changed it meanwhile. Received: {str(self.path)!r}. "
+                "Nothing of that is undone: look at it, and call this again."
+            )
+        # Where it is a link, the file that it leads to.
+        path, temporary = Path(os.path.realpath(self.path)), None
         try:
-            mode = self.path.stat().st_mode & 0o777 if self.path.exists() else 0o644
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=folder)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(file.fileno(), mode)  # the server runs as another user
-                file.write(text)
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            os.replace(temporary, path)
             temporary = None
-            _sync_folder(folder)
+            _sync_folder(path.parent)
         except OSError as error:
             raise UserError(
-                f"{NAME}: cannot be written: {_reason(error)}. Received: {str(self.path)!r}."
+                f"{NAME}: cannot be written: {_reason(error)}. Received: {str(path)!r}. Expected a "
+                "folder that this user may write to."
             ) from None
         finally:
             if temporary is not None:
@@ -236,57 +273,3 @@ def _printed(message, indent):
     from google.protobuf import text_format
 
     return text_format.MessageToString(message, indent=indent)
-
-
-def _named(text, start, end, name):
-    """(begin, begin of the value, end) of the fields called ``name``."""
-    return [field[1:] for field in _fields(text, start, end) if field[0] == name]
-
-
-def _fields(text, start, end):
-    """(name, begin, begin of the value, end) of the fields in a piece of a text proto.
-
-    The text has been parsed before: only its layout is of interest here.
-    """
-    tokens = [
-        (found.group(), found.start(), found.end())
-        for found in _TOKEN.finditer(text, start, end)
-        if not found.group().isspace() and not found.group().startswith("#")
-    ]
-    fields, i = [], 0
-    while i < len(tokens):
-        word, first, last = tokens[i]
-        if word in ";,":
-            i += 1
-            continue
-        i = _after(tokens, i)  # a name, or [an.extension]
-        if i < len(tokens) and tokens[i][0] == ":":
-            i += 1
-        if i >= len(tokens):
-            fields.append((word, first, last, last))
-            break
-        value = tokens[i][1]
-        quoted = tokens[i][0][0] in "\"'"
-        i = _after(tokens, i)
-        while quoted and i < len(tokens) and tokens[i][0][0] in "\"'":
-            i += 1  # strings side by side are one
-        last = tokens[i - 1][2]
-        if i < len(tokens) and tokens[i][0] in ";,":
-            last = tokens[i][2] if tokens[i - 1][0] not in "}>]" else last
-            i += 1
-        fields.append((word, first, value, last))
-    return fields
-
-
-def _after(tokens, i):
-    """The token after the one at ``i``, or after the bracket that it opens."""
-    opened = tokens[i][0]
-    if opened not in _CLOSING:
-        return i + 1
-    depth, closing = 0, _CLOSING[opened]
-    while i < len(tokens):
-        depth += (tokens[i][0] == opened) - (tokens[i][0] == closing)
-        i += 1
-        if depth == 0:
-            break
-    return i

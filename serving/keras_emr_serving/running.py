@@ -38,8 +38,12 @@ class RestServer:
     """
 
     def __init__(self, url: str):
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits or any(one.isspace() for one in url):
             raise UserError(f"--url: not an address. Received: {url!r}. Expected http://HOST:8501.")
         self.where = f"{parts.scheme}://{parts.netloc}{parts.path.split('/v1')[0].rstrip('/')}"
 
@@ -83,6 +87,8 @@ class RestServer:
         except json.JSONDecodeError:
             raise self._stranger() from None
         except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, http.client.BadStatusLine):  # its text is whatever came
+                raise self._stranger() from None
             reason = getattr(error, "reason", None) or error
             raise ServerTrouble(f"no answer from {self.where}: {reason}") from None
         if not isinstance(found, dict):
@@ -90,7 +96,9 @@ class RestServer:
         return found
 
     def _stranger(self):
-        return ServerTrouble(f"{self.where} does not answer as TensorFlow Serving does")
+        return ServerTrouble(
+            f"{self.where} does not answer as TensorFlow Serving's REST API does. Is it that port?"
+        )
 
     def reload(self, text: str) -> None:
         """Nothing: over REST a server cannot be told. It looks at the file by itself."""
@@ -110,7 +118,7 @@ class GrpcServer:
 
     def __init__(self, address, ca=None, certificate=None, key=None):
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UserError(
                 f"--grpc: not an address. Received: {address!r}. Expected HOST:PORT, such as "
                 "localhost:8500."

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cli.harness import TINY, shell, write_data
+from tests.serving import image_model
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,14 @@ def warm_keras():
     import keras
 
     keras.ops.zeros(())
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory):
+    """A server process with the models of ``image_model.build_store``; nobody changes it."""
+    config = image_model.build_store(tmp_path_factory.mktemp("images"))
+    with image_model.ServerProcess(config) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

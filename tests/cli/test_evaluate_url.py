@@ -12,17 +12,10 @@ import requests
 from keras_emr.reports.files import read_report
 from tests.cli.harness import assert_error, call
 from tests.serving import image_model
-from tests.serving.image_model import CLASSES, ServerProcess, expected, weights
+from tests.serving.image_model import CLASSES, expected, weights
 
 EPSILON = 0.03
 QUICK = ("--steps", 60, "--extra-examples", 0, "--quiet", "--json")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    config = image_model.build_store(tmp_path_factory.mktemp("images"))
-    with ServerProcess(config) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +83,12 @@ def test_images_made_against_the_source_and_square(capfd, tmp_path, files, runni
     source = report["source"]
     assert (source["attack"], source["n"]) == ("PGD-100", 24)
     assert (source["clean"], source["adversarial"]) == (1.0, 1.0)
-    assert any("100.0 % of 24 clean images" in note for note in report["notes"])
+    right = {"clean": correct.sum() / 24, "adversarial": robust.sum() / 24}
+    assert source["source_accuracy"] == source["served_accuracy"] == pytest.approx(right)
     assert report["settings"]["url"] == url
 
 
-def test_labels_that_do_not_agree(capfd, files, running):
+def test_labels_that_do_not_agree(capfd, tmp_path, files, running):
     arguments = given(files, running.url("m/versions/1"), *QUICK, "--attacks", "transfer")
     result = call(capfd, "evaluate", files / "other.keras", *arguments)
     assert result.code == 0, result.err
@@ -103,7 +97,74 @@ def test_labels_that_do_not_agree(capfd, files, running):
     same = expected(x)["class_id"] == expected(x, -1.0)["class_id"]
     assert report["source"]["clean"] == pytest.approx(same.mean())
     assert report["source"]["clean"] < 1
+    y = np.load(files / "toy.npz")["y_test"]
+    for name, scale in (("served_accuracy", 1.0), ("source_accuracy", -1.0)):
+        right = (expected(x, scale)["class_id"] == y).mean()
+        assert report["source"][name]["clean"] == pytest.approx(right)
+    page = (tmp_path / "m-report" / "report.html").read_text()
+    assert "give different labels" in page and f'<td class="num">{same.sum()} of 24</td>' in page
     assert report["threat_model"]["knowledge"] == "black box: another model of the same data"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, warm_keras):
+    """A convolutional network as ``source.keras`` and served with every signature of an export."""
+    import keras
+
+    from keras_emr_serving import savedmodel
+    from keras_emr_serving.server.config import store_models
+    from keras_emr_serving.server.server import Options, Server
+    from keras_emr_serving.signatures import Served
+
+    folder = tmp_path_factory.mktemp("exported")
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(4),
+        ]
+    )
+    x = np.random.default_rng(1).uniform(0, 1, (120, 8, 8, 1)).astype("float32")
+    logits = keras.ops.convert_to_numpy(model(x))
+    logits -= (bias := logits.mean(axis=0))  # or all are of one class
+    model.layers[-1].bias.assign(-bias)
+    model.save(folder / "source.keras")
+    y = logits.argmax(axis=1)
+    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    served = Served(model, (8, 8, 1), ("a", "b", "c", "d"), "linf", 0.05)
+    (folder / "store" / "net").mkdir(parents=True)
+    savedmodel.write(served, folder / "store" / "net" / "1")
+    options = Options(rest_port=0, grpc_port=0)
+    with Server(store_models(folder / "store"), options) as server:
+        yield folder, server
+
+
+@pytest.mark.parametrize("api", ["http", "grpc"])
+def test_adversarial_examples_of_the_keras_model_get_its_labels_through_the_server(
+    capfd, tmp_path, exported, api
+):
+    folder, server = exported
+    port = server.rest_port if api == "http" else server.grpc_port
+    url = f"{api}://127.0.0.1:{port}/v1/models/net"
+    arguments = ("--url", url, "--data", folder / "data.npz", "--attacks", "transfer", *QUICK)
+    result = call(capfd, "evaluate", folder / "source.keras", *arguments, "--epsilon", 0.03)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    source = report["source"]
+    assert (source["n"], source["clean"], source["adversarial"]) == (120, 1.0, 1.0)
+    assert source["source_accuracy"] == source["served_accuracy"]
+    assert source["source_accuracy"]["clean"] == 1.0
+    assert 0.05 < source["source_accuracy"]["adversarial"] < 0.95
+    # What the attack did through the server is what it does to the file.
+    assert report["attacks"][0]["broken"] >= round(
+        120 * (1 - source["source_accuracy"]["adversarial"])
+    )
+    page = (tmp_path / "net-report" / "report.html").read_text()
+    assert page.count('<td class="num">120 of 120</td>') == 2
 
 
 @pytest.mark.parametrize(
@@ -145,7 +206,7 @@ def test_what_is_printed(capfd, files, running):
     result = call(capfd, "evaluate", files / "source.keras", *arguments)
     assert (result.code, result.err) == (0, "")
     text = " ".join(result.out.split())
-    assert "100.0 % of those that PGD-50 made against it" in text
+    assert "same labels as the source clean: 24 of 24; PGD-50 on the source: 24 of 24" in text
     assert f"{url}: 24 test images" in text and "asked as it is served" in text
 
 
@@ -202,6 +263,7 @@ def forwarder(port):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for the end of its head
 
         def log_message(self, *arguments):
             pass

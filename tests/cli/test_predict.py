@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import sys
 import time
 
 import numpy as np
@@ -10,15 +12,8 @@ from PIL import Image
 
 from tests.cli.harness import assert_error, call, python, shell
 from tests.serving import image_model
-from tests.serving.image_model import LABELS, ServerProcess, expected
+from tests.serving.image_model import LABELS, expected
 from tests.serving.scripted import scripted
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    config = image_model.build_store(tmp_path_factory.mktemp("images"))
-    with ServerProcess(config) as server:
-        yield server
 
 
 @pytest.fixture
@@ -85,7 +80,8 @@ def test_untrusted_images_are_a_failed_gate(capfd, url, pictures):
     assert (result.code, result.err) == (0, "")
     result = call(capfd, "predict", trusted[0], doubtful[0], "--url", url, "--reject-untrusted")
     assert result.code == 4
-    assert result.err == f"Error: not trusted: 1 of 2 images: {doubtful[0]}\n"
+    assert f"for 1 of 2 images. Received: {doubtful[0]}. Expected" in result.err
+    assert result.err.startswith("Error: --reject-untrusted: ") and result.err.count("\n") == 1
     assert len(re.findall(r" NO *\n", result.out)) == 1
     result = call(capfd, "predict", doubtful[0], "--url", url)
     assert (result.code, result.err) == (0, "")
@@ -187,9 +183,44 @@ def test_a_server_that_fails_or_is_away_is_a_failure(capfd, tmp_path):
         assert_error(result, 1, "none within 0.3 s")
 
 
+@pytest.mark.parametrize(
+    ("package", "text"), [("requests", "keras-emr[serving]"), ("PIL", "pip install pillow")]
+)
+def test_a_package_that_is_missing(capfd, monkeypatch, pictures, url, package, text):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = call(capfd, "predict", pictures[0][0], "--url", url)
+    assert_error(result, 3, "a package is missing. Received: ", text)
+
+
+def test_a_model_of_numbers_that_are_none(capfd):
+    """JSON has no NaN: a strict reader takes the report all the same."""
+    np.save("x.npy", np.zeros((1, 2, 2, 1), "float32"))
+    with scripted((200, '{"outputs": [[NaN, 0.5]]}')) as (url, _):
+        result = call(capfd, "predict", "x.npy", "--url", url, "--json", "--top", 2)
+    assert result.code == 0, result.err
+
+    def strict(word):
+        raise AssertionError(word)
+
+    (row,) = json.loads(result.out, parse_constant=strict)["images"]
+    assert {one["probability"] for one in row["top"]} == {None, 0.5}
+
+
 def test_usage(capfd):
     assert_error(call(capfd, "predict", "x.png"), 2, "--url")
     assert_error(call(capfd, "predict", "--url", "http://h/v1/models/m"), 2, "IMAGE")
+
+
+def test_it_is_quick(url, pictures):
+    """In all, with Python's own start; CPU time, as others may be at work on this machine."""
+    files, _ = pictures
+    seconds = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert shell("predict", files[0], "--url", url).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5, seconds
 
 
 def test_it_starts_without_tensorflow(url, pictures):

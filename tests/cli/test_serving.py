@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from keras_emr_serving.lifecycle import Store
 from keras_emr_serving.server.config import read_config
 from keras_emr_serving.server.server import Options, Server
 from tests.cli.harness import assert_error, call, python
@@ -31,7 +32,8 @@ def test_from_the_first_version_to_the_second_and_back(store, capfd):
 
     result = call(capfd, "serving", "promote", store, "m", "--pause", 0)
     assert result.code == 0 and "is on version 2 (was 1)" in result.out
-    assert "go back to version 1" in result.out and "--url" in result.err
+    back = f"to go back to version 1: keras-emr serving rollback {store} m\n"
+    assert result.out.endswith(back) and "--url" in result.err
     assert labels(store) == {"stable": 2, "previous": 1}
 
     result = call(capfd, "serving", "status", store)
@@ -101,31 +103,43 @@ def test_a_config_with_troubles(store, capfd):
     assert_error(call(capfd, "serving", "promote", store, "gone"), 3, "gone")
 
 
-def test_with_a_running_server(tmp_path, capfd):
+@pytest.fixture
+def running(warm_keras, tmp_path):
+    """A server of versions 1 and 2 that shows 1 and reads ``models.config`` again and again.
+
+    Before anything is captured: what starts it, uvicorn, sets up logging for the whole process.
+    """
     toy.build_small(tmp_path / "m" / "1")
     toy.build_small(tmp_path / "m" / "2", scale=2.0)
-    assert call(capfd, "serving", "promote", tmp_path, "m", 1).code == 0
+    Store(tmp_path).promote("m", 1)
     file = tmp_path / "models.config"
     options = Options(rest_port=0, grpc_port=0, poll_seconds=0.1)
     options.config_file, options.config_poll_seconds = file, 0.1
     with Server(read_config(file.read_text()), options) as server:
-        url = ["--url", f"http://127.0.0.1:{server.rest_port}"]
-        result = call(capfd, "serving", "promote", tmp_path, "m", 2, *url)
-        assert result.code == 0 and "is on version 2 (was 1)" in result.out, result.err
-        with server.manager.use("m", label="stable") as found:
-            assert found.number == 2
-        result = call(capfd, "serving", "status", tmp_path, *url)
-        assert "  2  stable, to be served, server: AVAILABLE" in result.out
-        grpc = ["--grpc", f"127.0.0.1:{server.grpc_port}"]
-        assert call(capfd, "serving", "rollback", tmp_path, "m", *grpc).code == 0
-        with server.manager.use("m", label="stable") as found:
-            assert found.number == 1
-        shutil.copytree(tmp_path / "m" / "1", tmp_path / "m" / "3")
-        (tmp_path / "m" / "3" / "saved_model.pb").write_bytes(b"not a graph")
-        before = file.read_bytes()
-        result = call(capfd, "serving", "promote", tmp_path, "m", 3, *grpc)
-        assert result.code == 1 and "cannot load version 3" in result.err and result.out == ""
-        assert "Traceback" not in result.err and file.read_bytes() == before
+        yield server
+
+
+def test_with_a_running_server(running, tmp_path, capfd):
+    server, file = running, tmp_path / "models.config"
+    url = ["--url", f"http://127.0.0.1:{server.rest_port}"]
+    result = call(capfd, "serving", "promote", tmp_path, "m", 2, *url)
+    assert result.code == 0 and "is on version 2 (was 1)" in result.out, result.err
+    with server.manager.use("m", label="stable") as found:
+        assert found.number == 2
+    result = call(capfd, "serving", "status", tmp_path, *url)
+    assert "  2  stable, to be served, server: AVAILABLE" in result.out
+    # Told and reading by itself, it may take over what it read just before it was told.
+    server.options.config_poll_seconds = 0
+    grpc = ["--grpc", f"127.0.0.1:{server.grpc_port}"]
+    assert call(capfd, "serving", "rollback", tmp_path, "m", *grpc).code == 0
+    with server.manager.use("m", label="stable") as found:
+        assert found.number == 1
+    shutil.copytree(tmp_path / "m" / "1", tmp_path / "m" / "3")
+    (tmp_path / "m" / "3" / "saved_model.pb").write_bytes(b"not a graph")
+    before = file.read_bytes()
+    result = call(capfd, "serving", "promote", tmp_path, "m", 3, *grpc)
+    assert result.code == 1 and "cannot load version 3" in result.err and result.out == ""
+    assert "Traceback" not in result.err and file.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["status", "promote", "rollback"])

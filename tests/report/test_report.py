@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_emr.errors import UserError
-from keras_emr.reports import figures
+from keras_emr.reports import figures, views
 from keras_emr.reports.compare import differences, interval, titles, worst_verdict
 from keras_emr.reports.files import read_images, read_report, validate, write_report
 from keras_emr.reports.page import magnification, page, picture_uri
@@ -302,6 +302,47 @@ def test_the_page_says_the_numbers():
         assert words in text, words
     for words in ("Incomplete", "Not full AutoAttack", "Not comparable", "Not measured"):
         assert words not in text
+
+
+def served_report(clean=1.0, adversarial=1.0, n=200):
+    """A report on a served model of the file ``best.keras``."""
+    return {
+        **example_report(),
+        "source": {
+            "path": "run/best.keras",
+            "sha256": "ab" * 32,
+            "attack": "PGD-50",
+            "n": n,
+            "clean": clean,
+            "adversarial": adversarial,
+            "source_accuracy": {"clean": 0.9, "adversarial": 0.31},
+            "served_accuracy": {"clean": 0.88, "adversarial": 0.32},
+        },
+    }
+
+
+def test_a_served_model_and_its_source():
+    report = served_report(adversarial=199 / 200)
+    validate(report)
+    tags = Tags(page([report]))
+    assert "as they are 200 of 200 90.0 % 88.0 %" in tags.text
+    assert "made by PGD-50 on the source 199 of 200 31.0 % 32.0 %" in tags.text
+    assert "run/best.keras" in tags.text and "ab" * 32 in tags.text
+    assert ("a", {"href": "#source"}) in tags.tags and ("section", {"id": "source"}) in tags.tags
+    assert tags.text.index("give different labels") < tags.text.index("Checks")
+
+
+def test_one_label_of_many_that_differs_is_not_rounded_away():
+    report = served_report(adversarial=19_999 / 20_000, n=20_000)
+    assert [row[1] for row in views.source_rows(report)] == ["20000 of 20000", "19999 of 20000"]
+    texts = [banner["text"] for banner in views.banners(report)]
+    assert sum("give different labels" in text for text in texts) == 1
+    assert not any("labels" in banner["text"] for banner in views.banners(served_report()))
+
+
+def test_beside_others_only_a_served_model_has_a_source():
+    tags = Tags(page([example_report("a"), served_report()]))
+    assert tags.text.count("made by PGD-50 on the source") == 1
 
 
 def test_what_is_missing_is_said_first():

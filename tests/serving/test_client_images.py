@@ -1,5 +1,6 @@
 """Image files of every mode and size become what the model takes."""
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -198,10 +199,30 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-@pytest.mark.parametrize("side", [10_000, 100_000])
-def test_bombs(tmp_path, side):
-    (tmp_path / "bomb.png").write_bytes(png(side, side))
-    refused(tmp_path / "bomb.png", "too large to be unpacked", "Expected at most 89478485 pixels")
+@pytest.mark.parametrize(
+    "sides", [(10_000, 10_000), (100_000, 100_000), (40_000_000, 1), (1, 65_536)]
+)
+def test_bombs(tmp_path, sides):
+    """Of pixels, or of sides: to make 8 pixels of 40 million took 9 GB."""
+    (tmp_path / "bomb.png").write_bytes(png(*sides))
+    expected = "Expected at most 89478485 pixels, and 65535 on a side."
+    refused(tmp_path / "bomb.png", "too large to be unpacked", expected)
+
+
+def test_a_long_picture_of_a_free_side_needs_little(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20_000, 10), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "long.png")
+    tracemalloc.start()
+    try:
+        for shape in ((None, None, 1), (None, 10, 1), (None, 5, 1)):
+            ((_, image),) = read_images(tmp_path / "long.png", shape)
+            assert image.shape == (20_000, shape[1] or 10, 1)
+            if shape[1] != 5:
+                np.testing.assert_array_equal(image[..., 0], pixels.astype("float32") / 255)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # the square of the length would be 1.6 GB
 
 
 def test_arrays_that_are_no_images(tmp_path):

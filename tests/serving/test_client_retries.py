@@ -1,6 +1,7 @@
 """When the client asks again, when it does not, and what it says then."""
 
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_other_answers_are_final(status):
     error = raised.value
     assert (len(seen), pauses) == (1, [])
     assert (error.status, error.message, error.url) == (status, "Expecting", f"{url}:predict")
-    assert str(error) == f"the server answered {status}: Expecting Asked: {url}:predict"
+    text = f"the server answered {status}: Expecting. Received: {url}:predict. Expected "
+    assert str(error).startswith(text)
     assert error.mistake == (status < 500)
     assert error.temporary == (status in (502, 504))
 
@@ -81,7 +83,8 @@ def test_an_answer_that_does_not_come_is_not_asked_for_again():
             asking.predict(ONE)
     assert (len(seen), pauses) == (1, [])
     assert raised.value.timed_out and raised.value.temporary and raised.value.status is None
-    assert str(raised.value) == f"no answer: none within 0.3 s. Asked: {url}:predict"
+    text = f"no answer: none within 0.3 s. Received: {url}:predict. Expected one in time"
+    assert str(raised.value).startswith(text)
 
 
 def test_nobody_is_there():
@@ -94,7 +97,54 @@ def test_nobody_is_there():
         asking.status()
     assert pauses == [0.2, 0.4]
     assert raised.value.status is None and raised.value.temporary and not raised.value.mistake
-    assert str(raised.value) == f"no answer: Connection refused. Asked: {url}"
+    text = f"no answer: Connection refused. Received: {url}. Expected a server that listens there"
+    assert str(raised.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (404, "a model, version or label"),
+        (403, "a request that is allowed"),
+        (500, "log may say more"),
+    ],
+)
+def test_an_error_says_what_would_be_right(status, expected):
+    with scripted((status, {"error": "no\x1b[31m\r\n way!"})) as (url, _):
+        with Client(url) as asking, pytest.raises(ClientError) as raised:
+            asking.predict(ONE)
+    text = str(raised.value)
+    assert text.startswith(f"the server answered {status}: no [31m")
+    assert text.isprintable() and f"Received: {url}:predict. Expected" in text
+    assert expected in text
+
+
+def test_a_port_that_does_not_speak_http():
+    """What gRPC's port sends at once: the SETTINGS frame of HTTP/2."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/models/m"
+
+        def answer():
+            with listening.accept()[0] as one:
+                one.recv(4096)
+                one.sendall(bytes.fromhex("00001204000000000000040040000000fe") + b"\x1b[31m\xfe\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with Client(url, retries=0) as asking, pytest.raises(ClientError) as raised:
+            asking.metadata()
+        thread.join(10)
+    assert "not HTTP. Is it the port of gRPC (grpc://)?" in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+def test_a_proxy_that_is_away_is_named(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with Client("http://h:8501/v1/models/m", retries=0) as asking:
+        with pytest.raises(ClientError, match="proxy that the environment names: Connection refus"):
+            asking.metadata()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +259,7 @@ def test_what_is_no_address(url):
         ({"timeout": 0}, "timeout: bad value. Received: 0"),
         ({"timeout": float("nan")}, "timeout: bad value"),
         ({"batch_size": 0}, "batch_size: bad value"),
+        ({"retries": -1}, "retries: bad value. Received: -1"),
         ({"protocol": "soap"}, "Expected rest or grpc"),
         ({"version": 1, "label": "x"}, "Expected one"),
         ({"version": "latest"}, "version: bad value"),

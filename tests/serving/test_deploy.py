@@ -128,17 +128,43 @@ def test_the_certificates_make_a_connection(secrets, store, mutual, monkeypatch)
             GrpcServer(address, secrets / "client.crt").states("conv")  # not who signed it
 
 
-def test_host_names_get_into_the_certificate(tmp_path):
+def test_hosts_get_into_the_certificate(tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("no openssl")
-    script = DEPLOY / "certificates.sh"
-    subprocess.run([script, tmp_path, "a.example", "b.example"], check=True, timeout=60)
+    hosts = ("a.example", "*.b.example", "10.1.2.3", "fd00::1")
+    subprocess.run([DEPLOY / "certificates.sh", tmp_path, *hosts], check=True, timeout=60)
+    options = ("-noout", "-ext", "subjectAltName")
     text = subprocess.run(
-        ["openssl", "x509", "-in", tmp_path / "server.crt", "-noout", "-ext", "subjectAltName"],
+        ["openssl", "x509", "-in", tmp_path / "server.crt", *options],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    for name in ("DNS:localhost", "DNS:serving", "DNS:a.example", "DNS:b.example"):
-        assert name in text
+    found = re.split(r",\s*", text.splitlines()[1].strip())
+    assert found == [
+        *("DNS:localhost", "DNS:serving", "IP Address:127.0.0.1", "DNS:a.example"),
+        *("DNS:*.b.example", "IP Address:10.1.2.3", "IP Address:FD00:0:0:0:0:0:0:1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "days", "text"),
+    [
+        (["a b"], "365", "not a host. Received: 'a b'. Expected"),
+        (["a,DNS:evil"], "365", "not a host"),
+        ([], "soon", "DAYS: not a number of days. Received: 'soon'. Expected"),
+        (["1.2.3"], "365", "openssl x509 failed: "),
+    ],
+)
+def test_certificates_that_cannot_be_made(tmp_path, monkeypatch, hosts, days, text):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    monkeypatch.setenv("DAYS", days)
+    folder = tmp_path / "secrets"
+    done = subprocess.run(
+        [DEPLOY / "certificates.sh", folder, *hosts], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"certificates.sh: {text}")
+    assert not (folder / "ssl.config").exists()
 
 
 # Flags and paths ----------------------------------------------------------------------------------
@@ -265,6 +291,16 @@ def test_the_metrics_exist(expression):
             assert set(re.findall(r"(\w+)[=!]~?\"", selector)) <= known[name]
     for group in re.findall(r"by \((.*?)\)", expression):
         assert set(re.split(r",\s*", group)) <= available
+
+
+def test_a_first_failure_is_seen():
+    """A counter of failures begins with one: ``increase`` alone would say 0 until the second."""
+    rules = yaml.safe_load(read("prometheus/alerts.yml"))["groups"][0]["rules"]
+    counted = [rule["expr"] for rule in rules if rule["expr"].startswith("increase(")]
+    assert len(counted) == 2
+    for expression in counted:
+        series = re.fullmatch(r"increase\((.*?)\[10m\]\) > 0 or .*", expression)[1]
+        assert expression.endswith(f" or ({series} unless {series} offset 10m)")
 
 
 def test_the_dashboard_hangs_together():

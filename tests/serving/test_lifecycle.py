@@ -8,13 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import requests
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_emr.errors import UserError
+from keras_emr_serving import Client, following
 from keras_emr_serving.lifecycle import Store, previous_of
 from keras_emr_serving.models_config import ConfigFile
 from keras_emr_serving.running import GrpcServer, RestServer, ServerTrouble
@@ -23,6 +27,7 @@ from keras_emr_serving.server.server import Options, Server
 from keras_emr_serving.server.status import ServingError
 from tests.serving import toy
 
+ONE = np.array([[1.0, 2.0, 3.0]], "float32")
 BODY = {"instances": [[1.0, 2.0, 3.0]]}
 SCORES = {1: [[22.0, 28.0]], 2: [[44.0, 56.0]]}
 
@@ -103,7 +108,7 @@ def test_a_version_is_loaded_before_the_label_moves(folder, monkeypatch):
     texts = []
     write = ConfigFile.write
     monkeypatch.setattr(
-        ConfigFile, "write", lambda self, text: (texts.append(text), write(self, text))
+        ConfigFile, "write", lambda self, text, over: (texts.append(text), write(self, text, over))
     )
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -125,9 +130,17 @@ def test_what_the_policy_already_loads_needs_one_step(folder, monkeypatch):
         'model_platform: "tensorflow" model_version_policy { all {} } '
         'version_labels { key: "stable" value: 1 } } }'
     )
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("no need to wait"))
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    # A server may not have seen yet what was written 4 s ago.
+    os.utime(folder / "models.config", (time.time() - 4,) * 2)
     Store(folder).promote("m", 2)
+    assert slept == [pytest.approx(6, abs=1)]
     assert written(folder).labels == {"stable": 2, "previous": 1}
+    Store(folder).promote("m", 1)  # it has a label: it has been loaded
+    os.utime(folder / "models.config", (time.time() - 60,) * 2)
+    Store(folder).promote("m", 2)
+    assert len(slept) == 1
 
 
 ODD = """# Ours. Do not touch: { "
@@ -166,6 +179,51 @@ def test_everything_else_in_the_file_stays(folder):
     other, m = read_config_leniently(text)
     assert m.labels == {"stable": 2, "previous": 1, "mine": 2} and m.versions == (1, 2)
     assert other.labels == {"a": 1} and other.versions == 2
+
+
+COMMENTED = """model_config_list {
+  config {
+    name: "m" base_path: "/models/m" model_platform: "tensorflow"
+    # of the audit
+    model_version_policy {
+      # 1 must stay
+      specific { versions: 1 }  # says Kim
+    }
+    version_labels { key: "stable" value: 1 }
+  }
+}
+"""
+
+
+def test_comments_inside_what_is_replaced_stay(folder):
+    (folder / "models.config").write_text(COMMENTED)
+    Store(folder).promote("m", 2, pause=0)
+    Store(folder).rollback("m")
+    text = (folder / "models.config").read_text()
+    for comment in ("# of the audit", "# 1 must stay", "# says Kim"):
+        assert text.count(f"    {comment}\n") == 1
+    assert written(folder).labels == {"stable": 1, "previous": 2}
+
+
+def test_what_a_newer_server_knows_is_not_lost_with_the_policy(folder):
+    text = COMMENTED.replace("specific {", "keep_at_least: 3 specific {")
+    (folder / "models.config").write_text(text)
+    with pytest.raises(UserError, match="without losing something"):
+        Store(folder).promote("m", 2, pause=0)
+    assert (folder / "models.config").read_text() == text
+
+
+def test_line_ends_and_links_stay(folder, tmp_path_factory):
+    real = tmp_path_factory.mktemp("elsewhere") / "shared.config"
+    real.write_bytes(ODD.replace("\n", "\r\n").encode())
+    (folder / "models.config").symlink_to(real)
+    Store(folder).promote("m", 2, pause=0)
+    assert (folder / "models.config").is_symlink() and not real.is_symlink()
+    made = real.read_bytes()
+    assert made.count(b"\n") == made.count(b"\r\n") > 20
+    real.write_bytes(ODD.encode())
+    Store(folder).promote("m", 2, pause=0)
+    assert made.replace(b"\r\n", b"\n") == real.read_bytes()
 
 
 def read_config_leniently(text):
@@ -310,6 +368,7 @@ def test_a_writer_at_work_is_waited_for_and_then_named(folder):
 
 KILLED = """
 import os, signal, sys
+from keras_emr_serving import Client, following
 from keras_emr_serving.lifecycle import Store
 real = os.fsync
 def die(descriptor):
@@ -328,6 +387,59 @@ def test_a_killed_writer_leaves_the_old_file_whole(folder):
     assert (folder / "models.config").read_bytes() == before
     Store(folder).promote("m", 2, pause=0)  # its lock went with it
     assert written(folder).labels == {"stable": 2, "previous": 1}
+
+
+IN_BETWEEN = """
+import os, signal, sys, time
+from keras_emr_serving import Client, following
+from keras_emr_serving.lifecycle import Store
+time.sleep = lambda seconds: os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+Store(sys.argv[1]).promote("m", 2)
+"""
+
+
+def test_killed_between_the_two_writes(folder, monkeypatch):
+    """The version is to be loaded, its label has not moved: the next call goes on from there."""
+    Store(folder).promote("m", 1)
+    command = [sys.executable, "-c", IN_BETWEEN, str(folder), "SIGKILL"]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert (written(folder).versions, written(folder).labels) == ((1, 2), {"stable": 1})
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    Store(folder).promote("m", 2, pause=60)
+    (seconds,) = slept  # what is left of it
+    assert 0 < seconds < 60
+    assert written(folder).labels == {"stable": 2, "previous": 1}
+
+
+def test_ctrl_c_between_the_two_writes_changes_nothing(folder, monkeypatch):
+    Store(folder).promote("m", 1)
+    before = (folder / "models.config").read_text()
+
+    def interrupt(seconds):
+        assert written(folder).versions == (1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Store(folder).promote("m", 2)
+    assert (folder / "models.config").read_text() == before
+
+
+def test_what_somebody_else_writes_in_between_stays(folder, monkeypatch):
+    """An editor knows nothing of our lock."""
+    Store(folder).promote("m", 1)
+    path = folder / "models.config"
+    edited = []
+
+    def edit(seconds):
+        edited.append("# by hand\n" + path.read_text())
+        path.write_text(edited[0])
+
+    monkeypatch.setattr(time, "sleep", edit)
+    with pytest.raises(UserError, match="somebody else has changed it"):
+        Store(folder).promote("m", 2)
+    assert path.read_text() == edited[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -369,40 +481,79 @@ def rest(server):
     return RestServer(f"http://127.0.0.1:{server.rest_port}/v1/models/m")
 
 
-@pytest.mark.parametrize("api", ["rest", "grpc"])
-def test_a_server_switches_and_keeps_answering(served, api):
-    folder, server = served
-    other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
-    store, wrong, counted, stop = Store(folder), [], [0], threading.Event()
+@contextmanager
+def steady_load(server):
+    """Asks for the label without a pause, over REST and gRPC, and never twice.
 
-    def load():
-        while not stop.is_set():
-            counted[0] += 1
-            answer = ask(server, "/labels/stable")
-            if answer not in SCORES.values():
-                wrong.append(answer)
+    Yields:
+        ``(failed, answered)``: what went wrong; API -> the scores, in the order they came.
+    """
+    failed, answered, stop = [], {"http": [], "grpc": []}, threading.Event()
+    ports = {"http": server.rest_port, "grpc": server.grpc_port}
 
-    thread = threading.Thread(target=load)
-    thread.start()
+    def ask_again_and_again(scheme):
+        url = f"{scheme}://127.0.0.1:{ports[scheme]}/v1/models/m/labels/stable"
+        try:
+            with Client(url, retries=0) as client:
+                while not stop.is_set():
+                    (scores,) = client.run("serving_default", {"x": ONE}).values()
+                    answered[scheme].append(scores.tolist())
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask_again_and_again, args=(one,)) for one in ports]
+    for thread in threads:
+        thread.start()
     try:
-        assert ask(server, "/labels/stable") == SCORES[1]
-        change = store.promote("m", 2, server=other, timeout=60)
-        assert change.confirmed
-        assert ask(server, "/labels/stable") == SCORES[2]
-        assert ask(server, "/labels/previous") == SCORES[1]
-        store.rollback("m", server=other, timeout=60)
-        assert ask(server, "/labels/stable") == SCORES[1]
-        assert ask(server, "/labels/previous") == SCORES[2]
+        yield failed, answered
     finally:
         stop.set()
-        thread.join(30)
-    assert wrong == [] and counted[0] > 3
+        for thread in threads:
+            thread.join(30)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("api", ["rest", "grpc"])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_no_request_fails_over_promotions_and_rollbacks(served, api, seconds):
+    """Version 2 is loaded, gets the label, loses it, and is unloaded for the next round."""
+    folder, server = served
+    other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
+    if api == "grpc":
+        # Told and reading by itself, it may take over what it read just before it was told.
+        server.options.config_poll_seconds = 0
+    store, rounds, begin = Store(folder), 0, time.monotonic()
+    first = (folder / "models.config").read_text()
+    with steady_load(server) as (failed, answered):
+        while rounds == 0 or time.monotonic() < begin + seconds:
+            for number, change in ((2, store.promote), (1, store.rollback)):
+                enough = {scheme: len(scores) + 3 for scheme, scores in answered.items()}
+                assert change("m", server=other, timeout=60).confirmed
+                assert ask(server, "/labels/stable") == SCORES[number]
+                assert ask(server, "/labels/previous") == SCORES[3 - number]
+                for scheme in answered:
+                    wait_for(lambda s=scheme, n=enough: failed or len(answered[s]) >= n[s])
+            assert {n: one.state for n, one in other.states("m").items()} == {
+                1: "AVAILABLE",
+                2: "AVAILABLE",
+            }
+            rounds += 1
+            ConfigFile(folder).write(first)
+            other.reload(first)
+            wait_for(lambda: server.manager.serving() == [("m", 1)])
+    assert failed == []
+    for scores in answered.values():
+        switches = sum(one != after for one, after in pairwise(scores))
+        assert all(one in SCORES.values() for one in scores)
+        assert switches == 2 * rounds
     assert other.labelled("m", "nosuch") is None
     assert other.states("nosuch") == {}
-    assert {n: one.state for n, one in other.states("m").items()} == {
-        1: "AVAILABLE",
-        2: "AVAILABLE",
-    }
 
 
 @pytest.mark.parametrize("api", ["rest", "grpc"])
@@ -454,6 +605,65 @@ def test_a_version_that_does_not_load_changes_nothing(served, made, api):
     assert ask(server, "/labels/stable") == SCORES[2]
 
 
+def test_a_version_that_is_mended_is_not_judged_by_its_past(served, made, monkeypatch):
+    """The server still tells of the failure when it is asked again, until it has looked again."""
+    folder, server = served
+    broken, other = folder / "m" / "3", rest(server)
+    shutil.copytree(made / "small", broken)
+    whole = (broken / "saved_model.pb").read_bytes()
+    (broken / "saved_model.pb").write_bytes(b"not a graph")
+    with pytest.raises(ServerTrouble, match="cannot load version 3"):
+        Store(folder).promote("m", 3, server=other, timeout=60)
+    assert other.states("m")[3].error
+    monkeypatch.setattr(following, "GRACE", 0.5)
+    with pytest.raises(ServerTrouble, match="cannot load version 3"):  # as bad as before
+        Store(folder).promote("m", 3, server=other, timeout=60)
+    (broken / "saved_model.pb").write_bytes(whole)
+    monkeypatch.setattr(following, "GRACE", 30)
+    assert Store(folder).promote("m", 3, server=other, timeout=60).version == 3
+    assert ask(server, "/labels/stable") == SCORES[1]  # of the same weights
+
+
+def test_an_answer_that_is_missed_while_waiting(served):
+    """A server may be too busy to tell, now and then, while it loads."""
+    folder, server = served
+    other, states, asked = rest(server), RestServer.states, []
+
+    def now_and_then(name):
+        asked.append(name)
+        if len(asked) % 2 == 0:
+            raise ServerTrouble("no answer: busy")
+        return states(other, name)
+
+    other.states = now_and_then
+    Store(folder).promote("m", 2, server=other, timeout=60)
+    assert len(asked) > 2 and ask(server, "/labels/stable") == SCORES[2]
+    with pytest.raises(ServerTrouble, match=r"has not moved .* in 0 s.* no answer from"):
+        following.wait_for_label(RestServer("http://127.0.0.1:9"), "m", "stable", 2, 0)
+
+
+def test_a_reload_that_is_refused_changes_nothing(served):
+    """The second of the two steps: the version is loaded by then."""
+    folder, server = served
+    other, before = (
+        GrpcServer(f"127.0.0.1:{server.grpc_port}"),
+        (folder / "models.config").read_text(),
+    )
+    reload, texts = other.reload, []
+
+    def refuse(text):
+        texts.append(text)
+        if len(texts) == 2:
+            raise ServerTrouble("refused")
+        reload(text)
+
+    other.reload = refuse
+    with pytest.raises(ServerTrouble, match="refused"):
+        Store(folder).promote("m", 2, server=other, timeout=60)
+    assert texts[2] == before == (folder / "models.config").read_text()
+    assert ask(server, "/labels/stable") == SCORES[1]
+
+
 def test_a_server_that_never_looks_is_said_so(served):
     folder, server = served
     server.options.config_poll_seconds = 0
@@ -473,9 +683,17 @@ def test_a_server_that_is_not_there(folder):
         assert (folder / "models.config").read_text() == before
 
 
-@pytest.mark.parametrize("url", ["localhost:8501", "ftp://x", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8501", "ftp://x", "http://", "", "http://h:99999", "http://h:x", "http://h/ x"],
+)
 def test_addresses_that_are_none(url):
     with pytest.raises(UserError, match="--url: not an address"):
         RestServer(url)
     with pytest.raises(UserError, match="--grpc: not an address"):
         GrpcServer(url.replace("8501", "port"))
+
+
+def test_a_port_of_something_else(server):
+    with pytest.raises(ServerTrouble, match="REST API does"):
+        RestServer(f"http://127.0.0.1:{server.grpc_port}").states("m")

@@ -83,6 +83,8 @@ class GrpcTransport:
         request.metadata_field.append("signature_def")
         answer = self._ask(self._prediction.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
+        if "signature_def" not in answer.metadata:
+            raise ClientError("OK", "an answer without signatures.", self.address.model_url)
         answer.metadata["signature_def"].Unpack(signatures)
         found = {
             name: Signature(one.method_name, _tensors(one.inputs), _tensors(one.outputs))
@@ -105,7 +107,11 @@ class GrpcTransport:
         if missing:
             message = f"an answer without {', '.join(missing)}."
             raise ClientError("OK", message, self.address.model_url)
-        return {key: np.asarray(tf.make_ndarray(answer.outputs[key])) for key in signature.outputs}
+        try:
+            made = {key: tf.make_ndarray(answer.outputs[key]) for key in signature.outputs}
+        except (TypeError, ValueError) as error:
+            raise ClientError("OK", f"not a tensor: {error}", self.address.model_url) from None
+        return {key: np.asarray(value) for key, value in made.items()}
 
     def label_names(self, feature, numbers):
         from tensorflow_serving.apis import classification_pb2
@@ -115,7 +121,7 @@ class GrpcTransport:
         example = request.input.example_list.examples.add()
         example.features.feature[feature].float_list.value.extend([0.0] * numbers)
         answer = self._ask(self._prediction.Classify, request)
-        return [one.label for one in answer.result.classifications[0].classes]
+        return [one.label for row in answer.result.classifications[:1] for one in row.classes]
 
     def _request(self, cls):
         request = cls()

@@ -15,6 +15,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ARRAYS = (".npy", ".npz")
 # Unpacked; what is larger is no batch of images to send.
 _LARGEST_FILE = 2 << 30
+# As long as JPEG's: resizing takes memory for each pixel of a side and each of the new one.
+_LONGEST_SIDE = 65_535
 # Names under which arrays of images stand in .npz files, the first that is there.
 _NAMES = ("x_test", "x", "images")
 
@@ -104,17 +106,23 @@ def _fit(sides, shape):
 
 def _read_array(path):
     try:
-        if path.suffix.lower() == ".npy":
-            # Mapped: what the header claims is not reserved before it is found to be there.
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+        zipped = path.suffix.lower() == ".npz"
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+        else:
+            size = path.stat().st_size
         if size > _LARGEST_FILE:
             raise UserError(
                 f"image: {size} bytes unpacked. Received: {str(path)!r}. Expected at most "
                 f"{_LARGEST_FILE}."
             )
+        if not zipped:
+            # Mapped: what the header claims is not reserved before it is found to be there.
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as archive:
+            if not archive.files:
+                raise ValueError("no array in it")
             names = [n for n in _NAMES if n in archive.files] or archive.files
             if names[0] not in _NAMES and len(names) != 1:
                 raise UserError(
@@ -130,8 +138,12 @@ def _read_array(path):
 
 def _read_picture(path, channels):
     """(height, width, channels) uint8, or float32 in [0, 1]."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(
+            f"image: a package is missing. Received: {error}. Expected Pillow: pip install pillow."
+        ) from None
     if channels not in _MODES:
         raise UserError(
             f"image: the model takes {channels} channels. Received: {str(path)!r}. Expected arrays "
@@ -142,7 +154,7 @@ def _read_picture(path, channels):
             warnings.simplefilter("ignore")  # of odd metadata, and of the size, looked at here
             with Image.open(path) as image:
                 width, height = image.size
-                if width * height > Image.MAX_IMAGE_PIXELS:
+                if width * height > Image.MAX_IMAGE_PIXELS or max(width, height) > _LONGEST_SIDE:
                     raise _too_large(path, f"{width} x {height} pixels", Image.MAX_IMAGE_PIXELS)
                 return _pixels(path, image, channels)
     except UserError:
@@ -193,7 +205,7 @@ def _from_lab(image):
 def _too_large(path, size, most):
     return UserError(
         f"image: too large to be unpacked: {size}. Received: {str(path)!r}. Expected at most "
-        f"{most} pixels."
+        f"{most} pixels, and {_LONGEST_SIDE} on a side."
     )
 
 

@@ -18,16 +18,25 @@ def resize(image, size):
         (H, W, C) float32 in [0, 1].
     """
     height, width, channels = image.shape
-    down = _weights(height, height if size[0] is None else size[0])
-    across = _weights(width, width if size[1] is None else size[1])
+    tall, wide = (
+        has if want is None else want for has, want in zip((height, width), size, strict=True)
+    )
     scale = np.float32(255 if image.dtype == np.uint8 else 1)
-    out = np.zeros((len(down), len(across), channels), "float32")
-    if len(down) == height and len(across) == width:
+    if (tall, wide) == (height, width):
         return image.astype("float32") / scale
+    # A side that stays needs no weights: as many as its length squared.
+    down = None if tall == height else _weights(height, tall)
+    across = None if wide == width else _weights(width, wide)
+    out = np.zeros((tall, wide, channels), "float32")
     for begin in range(0, height, _ROWS):
         rows = image[begin : begin + _ROWS].astype("float32") / scale
-        narrow = np.einsum("ow,hwc->hoc", across, rows, optimize=True)
-        out += np.einsum("oh,hwc->owc", down[:, begin : begin + _ROWS], narrow, optimize=True)
+        if across is not None:
+            rows = np.einsum("ow,hwc->hoc", across, rows, optimize=True)
+        if down is None:
+            out[begin : begin + _ROWS] = rows
+        else:
+            part = down[:, begin : begin + _ROWS]
+            out += np.einsum("oh,hwc->owc", part, rows, optimize=True)
     return np.clip(out, 0, 1)  # sums of weights round
 
 

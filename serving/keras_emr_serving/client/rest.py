@@ -26,6 +26,13 @@ class RestTransport:
     number_bytes = 12
 
     def __init__(self, address, timeout, ca=None, certificate=None, key=None, headers=None):
+        try:
+            import requests  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"REST: a package is missing. Received: {error}. Expected requests: pip install "
+                '"keras-emr[serving]".'
+            ) from None
         self.address, self.timeout = address, timeout
         self._ca, self._certificate, self._key = ca, certificate, key
         self._headers = dict(headers or {})
@@ -100,10 +107,16 @@ class RestTransport:
             raise timed_out(self.timeout, url) from None
         except requests.exceptions.SSLError as error:
             raise ClientError(None, f"TLS: {_reason(error)}.", url) from None
+        except requests.exceptions.ProxyError as error:
+            message = f"the proxy that the environment names: {_reason(error)}."
+            raise ClientError(None, message, url, retryable=True) from None
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as e:
             if "timed out" in str(e):  # while the answer was coming
                 raise timed_out(self.timeout, url) from None
-            raise ClientError(None, f"{_reason(e)}.", url, retryable=True) from None
+            reason = _reason(e)
+            if not reason.isascii() or not reason.isprintable():  # the frames of HTTP/2
+                reason = "not HTTP. Is it the port of gRPC (grpc://)?"
+            raise ClientError(None, reason, url, retryable=True) from None
         except requests.exceptions.RequestException as error:
             raise ClientError(None, f"{_reason(error)}.", url) from None
         except OSError as error:  # files of TLS
@@ -150,7 +163,7 @@ def _reason(error):
     text = getattr(inner, "strerror", None) or (str(inner.args[0]) if inner.args else "")
     # urllib3 puts words of its own and the number of the error in front.
     text = re.sub(r"^.*\[Errno -?\d+\] ", "", text)
-    return text.rstrip(".") or type(inner).__name__
+    return text.rstrip(".)") or type(inner).__name__
 
 
 def _statuses(text):

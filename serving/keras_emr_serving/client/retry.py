@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
+from keras_emr.errors import UserError
 from keras_emr_serving.client.errors import ClientError
 
 
@@ -31,6 +32,10 @@ class Retry:
     longest: float = 5.0
     sleep: object = field(default=time.sleep, repr=False)
     uniform: object = field(default=random.uniform, repr=False)
+
+    def __post_init__(self):
+        if self.times < 0:
+            raise UserError(f"retries: bad value. Received: {self.times}. Expected >= 0.")
 
     def call(self, function):
         """What ``function()`` returns. Raises its last :class:`ClientError`."""
