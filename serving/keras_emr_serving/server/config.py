@@ -53,7 +53,7 @@ def aspired(config: ModelConfig) -> dict[int, Path]:
 def store_models(store: Path) -> list[ModelConfig]:
     """Every model of the folder ``store``, or ``store`` itself if it is one model's folder.
 
-    A folder in the store that has no version yet is taken too: one may appear. Empty: no store.
+    Folders without a version are left out. Empty: no store.
     """
     if is_model(store):
         return [ModelConfig(store.resolve().name, store.resolve())]
