@@ -70,6 +70,8 @@ def read_config(text: str) -> list[ModelConfig]:
         config = text_format.Parse(text, ModelServerConfig())
     except text_format.ParseError as error:
         raise invalid(f"not a ModelServerConfig: {error}") from None
+    if not config.WhichOneof("config"):
+        raise invalid("not a ModelServerConfig: it has no model_config_list")
     return from_proto(config)
 
 

@@ -34,6 +34,7 @@ from keras_emr_serving.server.warmup import examples_of, run_predict
 log = logging.getLogger("keras_emr_serving")
 _MAX_TEXT, _CUT = 1024, "...TRUNCATED"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+_UNREADABLE = object()
 _STATES = get_model_status_pb2.ModelVersionStatus.State
 _MAX_ANSWER = 2**31 - 1
 _LONGEST = 10**6  # seconds; a longer deadline is none
@@ -53,6 +54,7 @@ def make_server(manager, metrics, options):
             ("grpc.so_reuseport", 0),  # a port that is taken must be an error
         ],
         maximum_concurrent_rpcs=options.max_pending,
+        interceptors=[_Reading()],
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(manager, metrics), server
@@ -79,6 +81,29 @@ def _add_health(server):
     for name in ("", "ModelService", "PredictionService"):
         servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+
+class _Reading(grpc.ServerInterceptor):
+    """A request that is not its method's message is the client's mistake: gRPC by itself would
+    call it ``INTERNAL``."""
+
+    def intercept_service(self, continuation, handler_call_details):
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def read(data):
+            try:
+                return handler.request_deserializer(data)
+            except Exception:
+                return _UNREADABLE
+
+        def answer(request, context):
+            if request is _UNREADABLE:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request cannot be parsed")
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 def _answering(method):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 
 class CannotListen(OSError):
-    """A port that cannot be had. ``api``: ``"REST"`` or ``"gRPC"``."""
+    """A port that cannot be had. ``api``: ``"REST"`` or ``"gRPC"``; ``host``: whether it is the
+    host that is at fault."""
 
-    def __init__(self, api: str, address: str, reason: str):
+    def __init__(self, api: str, address: str, reason: str, host: bool = False):
         super().__init__(f"{api}: cannot listen on {address}: {reason}")
-        self.api, self.address, self.reason = api, address, reason
+        self.api, self.address, self.reason, self.host = api, address, reason, host
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,5 +48,7 @@ def _bind(api, host, port):
             raise
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one of a host
         reason = getattr(error, "strerror", None) or "not a host name"
-        raise CannotListen(api, f"{host}:{port}", reason) from None
+        named = isinstance(error, (UnicodeError, socket.gaierror))
+        foreign = named or error.errno == errno.EADDRNOTAVAIL
+        raise CannotListen(api, f"{host}:{port}", reason, foreign) from None
     return bound
