@@ -166,6 +166,7 @@ def _serve(store, flags, stop):
         while not stop.wait(0.5):
             pass
     finally:
+        gc.unfreeze()
         server.stop()
     click.echo("stopped", err=True)
 

@@ -147,6 +147,7 @@ class Server:
             self._rest.app,
             http=BoundedProtocol.with_timeout(timeout),
             ws="none",
+            log_config=None,  # logging is for the application to set up
             log_level="warning",
             access_log=False,
             lifespan="off",
