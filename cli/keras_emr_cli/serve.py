@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -29,10 +30,12 @@ class _Port(click.ParamType):
         return _PORT.convert(value, param, ctx)
 
 
-@click.command(name="serve")
+@click.command(name="serve", context_settings={"show_default": True})
 @click.argument("store", metavar="[STORE]", required=False)
-@click.option("--rest-api-port", type=_Port(), default="8501", help="REST; 0: any free, or off.")
-@click.option("--port", type=_Port(), default="8500", help="gRPC; 0: any free, or off.")
+@click.option(
+    "--rest-api-port", type=_Port(), default="8501", help="For REST; 0: any free one, or off."
+)
+@click.option("--port", type=_Port(), default="8500", help="For gRPC; 0: any free one, or off.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--model-config-file", metavar="FILE", help="Text ModelServerConfig, not STORE.")
 @click.option(
@@ -50,7 +53,19 @@ class _Port(click.ParamType):
 @click.option(
     "--allow-version-labels-for-unavailable-models",
     is_flag=True,
-    help="A new label may name a version that is not loaded.",
+    help="A new label may name a version that is not loaded, such as any at the start.",
+)
+@click.option(
+    "--max-num-load-retries",
+    type=click.IntRange(0),
+    default=5,
+    help="Attempts after the first to load a version.",
+)
+@click.option(
+    "--load-retry-interval-micros",
+    type=click.IntRange(0),
+    default=60_000_000,
+    help="Time between them; new files are tried at once.",
 )
 @click.option("--enable-batching", is_flag=True, help="Run requests that come together as one.")
 @click.option("--batching-parameters-file", metavar="FILE", help="Text BatchingParameters.")
@@ -78,12 +93,15 @@ def command(store, **flags):
     if bool(store) == bool(flags["model_config_file"]):
         raise click.UsageError("give either STORE or --model-config-file")
     _require_packages()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def handle(number, frame):
+        stop.set()
+        signal.signal(number, before[number])  # the next one ends it at once
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
     try:
         with _logging_to_stderr(flags["quiet"]):
             return _serve(store, flags, stop)
@@ -104,9 +122,19 @@ def _require_packages():
         )
 
 
+def _import_tensorflow():
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user's word on what it says
+        return
+    from keras_emr_cli.session import quiet_tensorflow
+
+    with quiet_tensorflow():
+        importlib.import_module("tensorflow")
+
+
 def _serve(store, flags, stop):
     models = _models(store, flags["model_config_file"])
     options = _options(flags)
+    _import_tensorflow()
     from keras_emr_serving.server.listen import CannotListen
     from keras_emr_serving.server.server import Server
     from keras_emr_serving.server.status import ServingError
@@ -116,13 +144,20 @@ def _serve(store, flags, stop):
         server.start()
     except CannotListen as error:
         flag = "--rest-api-port" if error.api == "REST" else "--port"
+        fix = "Choose another port, or 0 for any free one."
+        if error.host:
+            flag, fix = "--host", "Give an address of this machine."
         raise UserError(
-            f"{flag}: cannot listen there: {error.reason}. Received: {error.address}. Choose "
-            "another port, or 0 for any free one."
+            f"{flag}: cannot listen there: {error.reason}. Received: {error.address}. {fix}"
         ) from None
     except ServingError as error:
-        raise UserError(f"--model-config-file: {error.message}") from None
+        raise UserError(
+            f"--model-config-file: {error.message}. At the start nothing is: labels in the file "
+            "need --allow-version-labels-for-unavailable-models, for TensorFlow Serving as well. "
+            f"Received: {flags['model_config_file']!r}."
+        ) from None
     try:
+        _require_any(server)
         # What is loaded by now stays: collecting garbage must not walk through all of TensorFlow
         # (half a second, again and again under REST load).
         gc.collect()
@@ -131,8 +166,17 @@ def _serve(store, flags, stop):
         while not stop.wait(0.5):
             pass
     finally:
+        gc.unfreeze()
         server.stop()
     click.echo("stopped", err=True)
+
+
+def _require_any(server):
+    if not server.manager.serving():
+        reasons = server.manager.unavailable().items()
+        raise UserError(
+            f"no model can be served. {'; '.join(f'{name}: {why}' for name, why in reasons)}"
+        )
 
 
 def _models(store, config_file):
@@ -140,6 +184,7 @@ def _models(store, config_file):
     from keras_emr_serving.server.status import ServingError
 
     if config_file:
+        _import_tensorflow()  # its protos come with it
         text = read_text("--model-config-file", config_file)
         try:
             models = read_config(text)
@@ -212,6 +257,8 @@ def _options(flags):
         config_file=Path(config) if config else None,
         config_poll_seconds=flags["model_config_file_poll_wait_seconds"],
         early_labels=flags["allow_version_labels_for_unavailable_models"],
+        load_retries=flags["max_num_load_retries"],
+        load_retry_seconds=flags["load_retry_interval_micros"] / 1e6,
         metrics_path=monitoring if flags["monitoring_config_file"] else METRICS_PATH,
         grpc_credentials=_parsed(flags, "ssl_config_file", read_ssl),
         batcher=_batcher(flags),

@@ -1,5 +1,6 @@
 """Whatever a client sends: never a crash, never a 500, and the next good request is answered."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -51,8 +52,9 @@ REQUESTS = st.fixed_dictionaries(
 def ask(url):
     session = requests.Session()
 
-    def post(verb, body):
-        answer = session.post(f"{url}/v1/models/m:{verb}", data=body, timeout=30)
+    def post(verb, body, headers=None):
+        path = f"{url}/v1/models/m:{verb}"
+        answer = session.post(path, data=body, headers=headers, timeout=30)
         assert answer.status_code in (200, 400, 404, 501), (verb, body, answer.text)
         if answer.status_code != 200:
             assert set(answer.json()) == {"error"}
@@ -75,6 +77,12 @@ def test_any_bytes(ask, body):
     ask("predict", body)
 
 
+PIECES = [
+    *(b"[", b"{", b'"', b"1e400", b"\xff", b"null", b"-", b"\\u", b"9" * 400, b"[" * 200, b"NaN"),
+    *(b'{"b64":"', b'{"b64":"@@"}', b'{"b64":"aGk"}', b'"\\ud800"', b"\x00", b'{"a":' * 130),
+]
+
+
 def mutated(rng, body):
     """One recorded body, cut, doubled or with bytes replaced."""
     data = bytearray(body.encode())
@@ -83,7 +91,7 @@ def mutated(rng, body):
         if kind == 0:
             del data[at:]
         elif kind == 1:
-            data[at:at] = rng.choice([b"[", b"{", b'"', b"1e400", b"\xff", b"null", b"-", b"\\u"])
+            data[at:at] = rng.choice(PIECES)
         elif kind == 2:
             del data[at : at + rng.randint(1, 4)]
         else:
@@ -91,23 +99,35 @@ def mutated(rng, body):
     return bytes(data)
 
 
+def packed(rng, data):
+    """The body as gzip, a third of them with a few bytes changed, or cut."""
+    data = bytearray(gzip.compress(data))
+    if rng.random() < 0.3:
+        at = rng.randrange(len(data))
+        data[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+    return bytes(data[: rng.randrange(len(data)) if rng.random() < 0.1 else None])
+
+
 def mutations(count):
+    """(verb, body, headers), one in ten as gzip."""
     rng = random.Random(0)
-    return [
-        (rng.choice(["predict", "classify", "regress"]), mutated(rng, rng.choice(BODIES)))
-        for _ in range(count)
-    ]
+    for _ in range(count):
+        verb = rng.choice(["predict", "classify", "regress"])
+        body, headers = mutated(rng, rng.choice(BODIES)), None
+        if rng.random() < 0.1:
+            body, headers = packed(rng, body), {"Content-Encoding": "gzip"}
+        yield verb, body, headers
 
 
 def test_mutated_requests(ask):
-    for verb, body in mutations(300):
-        ask(verb, body)
+    for one in mutations(300):
+        ask(*one)
 
 
 @pytest.mark.slow
 def test_ten_thousand_mutated_requests(ask):
-    for verb, body in mutations(10_000):
-        ask(verb, body)
+    for one in mutations(10_000):
+        ask(*one)
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,8 @@ def test_health(channel):
 
 
 def test_reload(made, tmp_path):
-    """A new configuration over gRPC: labels, one more model, and a mistake that changes nothing."""
+    """A new configuration over gRPC: one more model, then labels, and mistakes that change
+    nothing."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         toy.publish(made / "small", tmp_path / name / "1")
@@ -296,22 +297,38 @@ def test_reload(made, tmp_path):
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
-        def reload(**paths):
+        def reload(label=None, **paths):
             config = model_server_config_pb2.ModelServerConfig()
+            config.model_config_list.SetInParent()
             for name, path in paths.items():
                 one = config.model_config_list.config.add(
                     name=name, base_path=str(path), model_platform="tensorflow"
                 )
-                one.version_labels["stable"] = 1
+                if label:
+                    one.version_labels["stable"] = label
             message = model_management_pb2.ReloadConfigRequest(config=config)
             return models.HandleReloadConfigRequest(message, timeout=30).status
 
+        both = {name: tmp_path / name for name in ("a", "b")}
         assert failure(predictions.Predict, request(name="b", x=X))[0] == "NOT_FOUND"
-        assert reload(a=tmp_path / "a", b=tmp_path / "b").error_code == 0
+        assert reload(**both).error_code == 0
+        assert reload(1, **both).error_code == 0
         labelled = request(name="b", x=X)
         labelled.model_spec.version_label = "stable"
         assert predictions.Predict(labelled, timeout=30).model_spec.version.value == 1
-        status = reload(a="relative")
-        assert status.error_code == 3
-        assert "Expected model a to have an absolute path" in status.error_message
-        assert predictions.Predict(labelled, timeout=30).model_spec.version.value == 1
+        for mistake, code, text in (
+            ({"a": "relative"}, "INVALID_ARGUMENT", "Expected model a to have an absolute path"),
+            ({"label": 2, **both}, "FAILED_PRECONDITION", "Request to assign label to version 2"),
+            ({"label": 2, "a": both["a"]}, "FAILED_PRECONDITION", "to version 2 of model a"),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                reload(**mistake)
+            assert error.value.code().name == code and text in error.value.details()
+            assert predictions.Predict(labelled, timeout=30).model_spec.version.value == 1
+        with pytest.raises(grpc.RpcError) as error:
+            reload(**both, c=tmp_path / "c")
+        assert error.value.code().name == "UNKNOWN"
+        assert "1 servable(s) did not become available: {{{name: c}" in error.value.details()
+        empty = model_management_pb2.ReloadConfigRequest()
+        code, text = failure(models.HandleReloadConfigRequest, empty)
+        assert code == "INVALID_ARGUMENT" and "Only ModelConfigList is currently" in text

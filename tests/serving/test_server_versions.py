@@ -8,49 +8,15 @@ import pytest
 import requests
 
 from keras_emr_serving.server.config import ModelConfig, read_config, store_models
-from keras_emr_serving.server.manager import Manager
-from keras_emr_serving.server.metrics import Metrics
 from keras_emr_serving.server.server import Options, Server
 from keras_emr_serving.server.status import ServingError
 from tests.serving import toy
+from tests.serving.managing import states, until
+
+pytest_plugins = ["tests.serving.own_store"]
 
 ONES = '{"instances": [[1, 1, 1]]}'
 FIRST, SECOND = [[9.0, 12.0]], [[18.0, 24.0]]
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def states(manager, name="m"):
-    return {number: state for number, state, _ in manager.status(name)}
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    """A model's folder with version 1."""
-    base = tmp_path / "store" / "m"
-    base.mkdir(parents=True)
-    toy.publish(made / "small", base / "1")
-    return base
-
-
-@pytest.fixture
-def manage():
-    """Make managers that are closed after the test."""
-    managers = []
-
-    def make(*configs, **options):
-        managers.append(Manager(configs, Metrics(), **options))
-        managers[-1].start()
-        return managers[-1]
-
-    yield make
-    for one in managers:
-        one.close()
 
 
 def test_a_new_version_takes_over_without_a_failed_request(made, folder):
@@ -164,27 +130,6 @@ def test_policies(made, folder, manage, policy, served):
     assert set(states(manager)) == served
     with manager.use("m") as used:
         assert used.number == 3
-
-
-def test_labels(made, folder, manage):
-    toy.publish(made / "double", folder / "2")
-    manager = manage(ModelConfig("m", folder, "all", {"stable": 1, "canary": 2}))
-    for label, number in (("stable", 1), ("canary", 2)):
-        with manager.use("m", label=label) as used:
-            assert used.number == number
-    manager.reconfigure([ModelConfig("m", folder, "all", {"stable": 2})])
-    with manager.use("m", label="stable") as used:
-        assert used.number == 2
-    with pytest.raises(ServingError, match="Unrecognized servable version label: canary"):
-        manager.use("m", label="canary").__enter__()
-    text = (
-        "Request to assign label to version 9 of model m, which is not currently available for "
-        "inference"
-    )
-    with pytest.raises(ServingError, match=text):
-        manager.reconfigure([ModelConfig("m", folder, "all", {"stable": 9})])
-    with manager.use("m", label="stable") as used:  # as before
-        assert used.number == 2
 
 
 def test_a_version_in_use_is_unloaded_only_afterwards(made, folder, manage):

@@ -20,6 +20,7 @@ class _Task:
     feeds: list
     size: int
     since: float
+    end: float | None = None  # when nobody waits for it any more
     done: Future = field(default_factory=Future)
 
 
@@ -58,14 +59,15 @@ class Batcher:
 
     def run(self, feeds, fetches, timeout_ms=None, infos=None):
         """As :meth:`Servable.run`. Raises ``UNAVAILABLE`` when the queue is full."""
-        feeds = sorted(feeds, key=lambda one: one[0])
+        feeds, wanted = sorted(feeds, key=lambda one: one[0]), sorted(set(fetches))
         self._servable.check(feeds, infos)
         size = _size(feeds)
         limit = self._settings.max_batch_size
         if size > limit:
             raise invalid(f"Task size {size} is larger than maximum input batch size {limit}")
-        task = _Task(feeds, size, time.monotonic())
-        key = (tuple(name for name, _ in feeds), tuple(fetches))
+        now = time.monotonic()
+        task = _Task(feeds, size, now, now + timeout_ms / 1000 if timeout_ms else None)
+        key = (tuple(name for name, _ in feeds), tuple(wanted))
         with self._changed:
             if self._stopped:
                 raise ServingError("UNAVAILABLE", "This model version is being unloaded")
@@ -81,10 +83,12 @@ class Batcher:
             queue.rows += size
             self._changed.notify()
         try:
-            return task.done.result(timeout_ms / 1000 if timeout_ms else None)
+            values, elapsed = task.done.result(timeout_ms / 1000 if timeout_ms else None)
         except FutureTimeout:
             task.done.cancel()
             raise ServingError("DEADLINE_EXCEEDED", "Timed out in the batching queue") from None
+        by_name = dict(zip(wanted, values, strict=True))
+        return [by_name[name] for name in fetches], elapsed
 
     def _work(self):
         while True:
@@ -141,7 +145,7 @@ class Batcher:
             (name, self._join(name, [task.feeds[i][1] for task in tasks], total - rows))
             for i, name in enumerate(queue.names)
         ]
-        values, elapsed = self._servable.run(feeds, queue.fetches)
+        values, elapsed = self._servable.run(feeds, queue.fetches, _longest(tasks))
         for value in values:
             _require_batch(value, total)
         results, start = [], 0
@@ -166,6 +170,13 @@ class Batcher:
         if padding:
             arrays = [*arrays, np.repeat(arrays[0][:1], padding, axis=0)]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _longest(tasks):
+    """Milliseconds until the last of them is given up; ``None``: never."""
+    if any(task.end is None for task in tasks):
+        return None
+    return max(1, int((max(task.end for task in tasks) - time.monotonic()) * 1000))
 
 
 def _size(feeds):

@@ -53,7 +53,7 @@ def aspired(config: ModelConfig) -> dict[int, Path]:
 def store_models(store: Path) -> list[ModelConfig]:
     """Every model of the folder ``store``, or ``store`` itself if it is one model's folder.
 
-    A folder in the store that has no version yet is taken too: one may appear. Empty: no store.
+    Folders without a version are left out. Empty: no store.
     """
     if is_model(store):
         return [ModelConfig(store.resolve().name, store.resolve())]
@@ -70,6 +70,8 @@ def read_config(text: str) -> list[ModelConfig]:
         config = text_format.Parse(text, ModelServerConfig())
     except text_format.ParseError as error:
         raise invalid(f"not a ModelServerConfig: {error}") from None
+    if not config.WhichOneof("config"):
+        raise invalid("not a ModelServerConfig: it has no model_config_list")
     return from_proto(config)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -29,10 +31,13 @@ from keras_emr_serving.server.status import ServingError, from_exception, invali
 from keras_emr_serving.server.tensors import to_proto
 from keras_emr_serving.server.warmup import examples_of, run_predict
 
+log = logging.getLogger("keras_emr_serving")
 _MAX_TEXT, _CUT = 1024, "...TRUNCATED"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+_UNREADABLE = object()
 _STATES = get_model_status_pb2.ModelVersionStatus.State
-_MAX_MESSAGE = 2**31 - 1
+_MAX_ANSWER = 2**31 - 1
+_LONGEST = 10**6  # seconds; a longer deadline is none
 
 
 def make_server(manager, metrics, options):
@@ -44,11 +49,12 @@ def make_server(manager, metrics, options):
     server = grpc.server(
         ThreadPoolExecutor(options.threads, thread_name_prefix="grpc"),
         options=[
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.max_receive_message_length", options.max_message),
+            ("grpc.max_send_message_length", _MAX_ANSWER),
             ("grpc.so_reuseport", 0),  # a port that is taken must be an error
         ],
         maximum_concurrent_rpcs=options.max_pending,
+        interceptors=[_Reading()],
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(manager, metrics), server
@@ -77,6 +83,29 @@ def _add_health(server):
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
 
+class _Reading(grpc.ServerInterceptor):
+    """A request that is not its method's message is the client's mistake: gRPC by itself would
+    call it ``INTERNAL``."""
+
+    def intercept_service(self, continuation, handler_call_details):
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def read(data):
+            try:
+                return handler.request_deserializer(data)
+            except Exception:
+                return _UNREADABLE
+
+        def answer(request, context):
+            if request is _UNREADABLE:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request cannot be parsed")
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+
 def _answering(method):
     """Failures become gRPC statuses; long texts are cut as TF Serving cuts them."""
 
@@ -86,38 +115,56 @@ def _answering(method):
             return method(self, request, context)
         except Exception as found:
             error = from_exception(found)
+            if error.code == "INTERNAL" and found is not error and not hasattr(found, "error_code"):
+                log.exception("request failed: %s", method.__name__)
         text = error.message
         if len(text) > _MAX_TEXT:
             text = text[: _MAX_TEXT - len(_CUT)] + _CUT
-        context.abort(_CODES[error.number], text)
+        # gRPC cannot send what is no UTF-8, and would give another code instead.
+        context.abort(_CODES[error.number], text.encode(errors="replace").decode())
 
     return answer
 
 
-def _counted(api):
-    def wrap(method):
-        @functools.wraps(method)
-        def answer(self, request, context):
-            start, code = time.perf_counter(), "OK"
-            try:
-                return method(self, request, context)
-            except Exception as error:
-                code = from_exception(error).code
-                raise
-            finally:
-                name = _model_name(request)
-                if code != "NOT_FOUND" and name:
-                    elapsed = (time.perf_counter() - start) * 1e6
-                    self._metrics.request(name, api, "GRPC", code, elapsed)
+def _counted(method):
+    """Counts a method's requests and times them, under its own name."""
 
-        return answer
+    @functools.wraps(method)
+    def answer(self, request, context):
+        start, code = time.perf_counter(), "OK"
+        try:
+            return method(self, request, context)
+        except Exception as error:
+            code = from_exception(error).code
+            raise
+        finally:
+            name = _model_name(request)
+            if self._manager.knows(name):  # any name may be asked for
+                elapsed = (time.perf_counter() - start) * 1e6
+                self._metrics.request(name, method.__name__, "GRPC", code, elapsed)
 
-    return wrap
+    return answer
 
 
 def _model_name(request):
-    spec = request.tasks[0].model_spec if hasattr(request, "tasks") else request.model_spec
-    return spec.name if hasattr(request, "tasks") or request.HasField("model_spec") else ""
+    if hasattr(request, "tasks"):
+        return request.tasks[0].model_spec.name if request.tasks else ""
+    return request.model_spec.name
+
+
+def _limited(used, context):
+    """The model, to be given up when the client's deadline comes.
+
+    Raises ``DEADLINE_EXCEEDED`` or ``CANCELLED`` if nobody waits for the answer any more.
+    """
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        raise ServingError("DEADLINE_EXCEEDED", "The deadline has passed before the request ran")
+    if not context.is_active():
+        raise ServingError("CANCELLED", "The client has gone")
+    if left is None or left > _LONGEST:
+        return used.model
+    return replace(used.model, timeout_ms=max(1, int(left * 1000)))
 
 
 def _target(message):
@@ -143,45 +190,46 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._manager, self._metrics = manager, metrics
 
     @_answering
-    @_counted("Predict")
+    @_counted
     def Predict(self, request, context):
         target = _target(request)
         response = predict_pb2.PredictResponse()
         with self._manager.use(*target) as used:
             _echo(response.model_spec, target, request.model_spec.signature_name, used)
-            outputs = run_predict(used.model, request)
+            outputs = run_predict(_limited(used, context), request)
         for name, array in outputs.items():
             to_proto(array, response.outputs[name])
         self._metrics.examples(target[0], _batch(request))
         return response
 
     @_answering
-    @_counted("Classify")
+    @_counted
     def Classify(self, request, context):
         target, name = _target(request), request.model_spec.signature_name
         response = classification_pb2.ClassificationResponse()
         examples = examples_of(request.input)
         with self._manager.use(*target) as used:
             _echo(response.model_spec, target, name, used)
-            _fill_classes(response.result, inference.classify(used.model, name, examples))
+            found = inference.classify(_limited(used, context), name, examples)
+            _fill_classes(response.result, found)
         self._metrics.examples(target[0], len(examples))
         return response
 
     @_answering
-    @_counted("Regress")
+    @_counted
     def Regress(self, request, context):
         target, name = _target(request), request.model_spec.signature_name
         response = regression_pb2.RegressionResponse()
         examples = examples_of(request.input)
         with self._manager.use(*target) as used:
             _echo(response.model_spec, target, name, used)
-            for value in inference.regress(used.model, name, examples):
+            for value in inference.regress(_limited(used, context), name, examples):
                 response.result.regressions.add(value=value)
         self._metrics.examples(target[0], len(examples))
         return response
 
     @_answering
-    @_counted("MultiInference")
+    @_counted
     def MultiInference(self, request, context):
         if not request.tasks:
             raise invalid("MultiInferenceRequest has no tasks")
@@ -194,7 +242,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         examples = examples_of(request.input)
         response = inference_pb2.MultiInferenceResponse()
         with self._manager.use(*targets[0]) as used:
-            found = inference.multi_inference(used.model, tasks, examples)
+            found = inference.multi_inference(_limited(used, context), tasks, examples)
             for (name, method), result in zip(tasks, found, strict=True):
                 one = response.results.add()
                 _echo(one.model_spec, targets[0], name, used)
@@ -228,7 +276,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @_answering
     def GetModelStatus(self, request, context):
         response = get_model_status_pb2.GetModelStatusResponse()
-        for number, state, error in self._manager.status(*_target(request)):
+        for number, state, error in self._manager.status(*_target(request)[:2]):
             one = response.model_version_status.add(version=number, state=_STATES.Value(state))
             one.status.error_code = error.number if error else 0
             one.status.error_message = error.message if error else ""
@@ -236,13 +284,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     @_answering
     def HandleReloadConfigRequest(self, request, context):
-        response = model_management_pb2.ReloadConfigResponse()
         try:
             self._manager.reconfigure(from_proto(request.config))
         except ServingError as error:
-            response.status.error_code = error.number
-            response.status.error_message = error.message
-        return response
+            log.error("HandleReloadConfigRequest: %s", error)
+            raise
+        return model_management_pb2.ReloadConfigResponse(status={})
 
 
 def _fill_classes(result, rows):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
+import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keras_emr_serving.server import inference, json_response, metrics
+from keras_emr_serving.server.bodies import Waiting, drain, read_body
 from keras_emr_serving.server.json_examples import read_examples
 from keras_emr_serving.server.json_request import read_predict
 from keras_emr_serving.server.manager import Manager
@@ -31,6 +33,7 @@ _PREDICTION = re.compile(rf"{_NAME}:(classify|regress|predict)", re.IGNORECASE)
 _STATUS = re.compile(rf"{_NAME}(/metadata)?", re.IGNORECASE)
 _METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]
 _MAX_INT64 = 2**63 - 1
+_LARGE = 1 << 20  # bytes of JSON, which take many times their size while they are read
 _NO_PAGE = (
     "<html><head>\n<title>404 Not Found</title>\n</head><body>\n<h1>Not Found</h1>\n"
     "</body></html>\n"
@@ -44,6 +47,8 @@ class RestApi:
         manager: the loaded models.
         counters: where requests are counted, and what the metrics page shows.
         max_body: largest request in bytes, before and after decompression.
+        max_waiting: largest sum of them that may be under way or waiting; further ones get 503.
+            ``None``: four times ``max_body``.
         timeout: seconds after which a request is given up.
         threads: how many requests are worked on at a time.
         max_pending: how many may be under way or waiting; further ones get 503 at once.
@@ -55,6 +60,7 @@ class RestApi:
         manager: Manager,
         counters: metrics.Metrics,
         max_body: int = 64 << 20,
+        max_waiting: int | None = None,
         timeout: float = 30.0,
         threads: int = 16,
         max_pending: int = 256,
@@ -62,7 +68,8 @@ class RestApi:
     ):
         self._manager, self._metrics = manager, counters
         self._max_body, self._timeout, self._metrics_path = max_body, timeout, metrics_path
-        self._pending, self._max_pending = 0, max_pending
+        self._waiting = Waiting(max_pending, 4 * max_body if max_waiting is None else max_waiting)
+        self._one_large = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self.app = Starlette(routes=[Route("/{path:path}", self._handle, methods=_METHODS)])
 
@@ -78,63 +85,50 @@ class RestApi:
             return Response(self._metrics.text(), media_type=metrics.CONTENT_TYPE)
         if not re.match("/v1/", path, re.IGNORECASE):
             return Response(_NO_PAGE, 404, media_type="text/html")
+        end = time.monotonic() + self._timeout
         try:
             async with asyncio.timeout(self._timeout):
-                text = await self._answer(request, path)
+                text = await self._answer(request, path, end)
             return Response(text, media_type="application/json")
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
-            error = ServingError("DEADLINE_EXCEEDED", "Timed out waiting for the model")
+            error = _timed_out()
         except Exception as found:
             error = from_exception(found)
             if error.code == "INTERNAL" and found is not error and not hasattr(found, "error_code"):
                 log.exception("request failed: %s %s", request.method, path)
+            await drain(request, 4 * self._max_body)
         text = json_response.error_text(error.message)
         return Response(_encode(text), error.http_status, media_type="application/json")
 
-    async def _answer(self, request, path):
+    async def _answer(self, request, path, end):
         if request.method == "GET":  # quick, and wanted most when all else waits
-            return self.answer("GET", path, b"")
-        if self._pending >= self._max_pending:
-            raise ServingError("UNAVAILABLE", "Too many requests are waiting")
-        self._pending += 1
-        job = None
+            return self.answer("GET", path, b"", end)
+        place, job = self._waiting.enter(), None
         try:
-            body = await self._body(request)
-            loop = asyncio.get_running_loop()
-            job = loop.run_in_executor(self._pool, self.answer, request.method, path, body)
-            job.add_done_callback(self._finished)
+            body = await read_body(request, place, self._max_body)
+            job = self._pool.submit(self.answer, request.method, path, body, end)
         finally:
             if job is None:
-                self._pending -= 1
+                place.leave()
+        loop = asyncio.get_running_loop()
         # One that is given up still takes its place until it ends.
-        return await asyncio.shield(job)
+        job.add_done_callback(lambda _: _call(loop, place.leave))
+        done, gone = asyncio.wrap_future(job), asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                raise ClientDisconnect
+            return done.result()
+        finally:
+            gone.cancel()
+            done.cancel()  # and the job, unless it has begun
 
-    def _finished(self, job):
-        self._pending -= 1
-        if not job.cancelled():
-            job.exception()
-
-    async def _body(self, request):
-        inflate = None
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding == "gzip":
-            inflate = zlib.decompressobj(wbits=31)
-        parts, size = [], 0
-        async for chunk in request.stream():
-            if inflate is not None and chunk:
-                chunk = _inflate(inflate, chunk, self._max_body - size + 1)
-            size += len(chunk)
-            if size > self._max_body:
-                raise invalid(f"Request body is larger than {self._max_body} bytes")
-            parts.append(chunk)
-        if inflate is not None and parts and not inflate.eof:
-            raise invalid("Failed to decompress the gzip request body: it is incomplete")
-        return b"".join(parts)
-
-    def answer(self, method: str, path: str, body: bytes) -> bytes:
-        """The text that answers one request. Raises :class:`ServingError`."""
+    def answer(self, method: str, path: str, body: bytes, end: float) -> bytes:
+        """The text that answers one request by the time ``end``. Raises :class:`ServingError`."""
+        if time.monotonic() >= end:  # it has waited too long: nobody is there to take the answer
+            raise _timed_out()
         prediction = _PREDICTION.fullmatch(path)
         if method == "POST" and prediction and prediction[1]:
             name, version, label, verb = prediction.groups()
@@ -145,59 +139,59 @@ class RestApi:
             }
             if verb in handlers:
                 target = (unquote(name), *_version(version, label))
-                return _encode(self._counted(handlers[verb], verb, target, body))
+                return _encode(self._counted(handlers[verb], verb, target, body, end))
         status = _STATUS.fullmatch(path)
         if method == "GET" and status:
             name, version, label, wants_metadata = status.groups()
             if not name:
                 raise invalid("Missing model name in request.")
             target = (unquote(name), *_version(version, label))
-            if not wants_metadata:
-                return status_text(self._manager.status(*target)).encode()
+            if not wants_metadata:  # of all versions: TF Serving leaves a label out of account
+                return status_text(self._manager.status(*target[:2])).encode()
             with self._manager.use(*target) as used:
                 return metadata_text(target[0], used).encode()
         raise invalid(f"Malformed request: {method} {path}")
 
-    def _counted(self, handler, verb, target, body):
+    def _counted(self, handler, verb, target, body, end):
         start, code = time.perf_counter(), "OK"
         try:
-            return handler(target, body)
+            return handler(target, body, end)
         except Exception as error:
             code = from_exception(error).code
             raise
         finally:
             # Any name may be asked for; only those of models get a time series.
-            if code != "NOT_FOUND":
+            if self._manager.knows(target[0]):
                 elapsed = (time.perf_counter() - start) * 1e6
                 self._metrics.request(target[0], verb.capitalize(), "REST", code, elapsed)
 
-    def _predict(self, target, body):
+    def _predict(self, target, body, end):
         with _Held(self._manager, target) as held:
-            request = read_predict(body, held.input_types)
+            with self._reading(body):
+                request = read_predict(body, held.input_types)
             outputs = inference.predict(
-                self._limited(held.used), request.signature_name, request.inputs
+                _limited(held.used, end), request.signature_name, request.inputs
             )
             self._metrics.examples(target[0], max(map(_rows, request.inputs.values())))
         return (json_response.write_rows if request.row else json_response.write_columns)(outputs)
 
-    def _limited(self, used):
-        return replace(used.model, timeout_ms=int(self._timeout * 1000))
+    def _classify(self, target, body, end):
+        return json_response.write_classes(self._examples(inference.classify, target, body, end))
 
-    def _classify(self, target, body):
-        request = read_examples(body)
-        with self._manager.use(*target) as used:
-            found = inference.classify(
-                self._limited(used), request.signature_name, request.examples
-            )
-        self._metrics.examples(target[0], len(request.examples))
-        return json_response.write_classes(found)
+    def _regress(self, target, body, end):
+        return json_response.write_values(self._examples(inference.regress, target, body, end))
 
-    def _regress(self, target, body):
-        request = read_examples(body)
+    def _examples(self, infer, target, body, end):
+        with self._reading(body):
+            request = read_examples(body)
         with self._manager.use(*target) as used:
-            found = inference.regress(self._limited(used), request.signature_name, request.examples)
+            found = infer(_limited(used, end), request.signature_name, request.examples)
         self._metrics.examples(target[0], len(request.examples))
-        return json_response.write_values(found)
+        return found
+
+    def _reading(self, body):
+        """One large body at a time; it would not be faster beside another."""
+        return self._one_large if len(body) > _LARGE else contextlib.nullcontext()
 
 
 class _Held:
@@ -235,11 +229,27 @@ def _version(version, label):
     return (int(version) if version else None), (unquote(label) if label else None)
 
 
-def _inflate(inflate, chunk, limit):
-    try:
-        return inflate.decompress(chunk, limit)
-    except zlib.error as error:
-        raise invalid(f"Failed to decompress the gzip request body: {error}") from None
+def _timed_out():
+    return ServingError("DEADLINE_EXCEEDED", "Timed out waiting for the model")
+
+
+def _limited(used, end):
+    """The model, to be given up when ``end`` comes."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise _timed_out()
+    return replace(used.model, timeout_ms=max(1, int(left * 1000)))
+
+
+async def _disconnected(request):
+    """Ends when the client has gone; its request has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _call(loop, function):
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(function)
 
 
 def _encode(text):

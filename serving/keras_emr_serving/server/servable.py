@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,8 +54,7 @@ class Servable:
                 raise
         self.signatures = dict(loaded.signature_def)
         self._shapes_matter = _may_abort(loaded.graph_def)
-        self._callables: dict[tuple, object] = {}
-        self._lock = threading.Lock()
+        self._outputs: dict[str, object] = {}
 
     def close(self):
         self._session.close()
@@ -85,16 +83,43 @@ class Servable:
             infos: tensor name -> its ``TensorInfo``, to check shapes where the graph would abort.
         """
         self.check(feeds, infos)
-        unique = list(dict.fromkeys(fetches))
-        call = self._callable(tuple(name for name, _ in feeds), tuple(unique), timeout_ms)
+        # In one order, or every order that clients ask for would cost a plan of its own.
+        unique = sorted(set(fetches))
         start = time.perf_counter()
         try:
-            values = call(*(array for _, array in feeds))
+            values = self._call(feeds, unique, timeout_ms)
         except Exception as error:
             raise from_exception(error) from error
         elapsed = (time.perf_counter() - start) * 1e6
         by_name = dict(zip(unique, values, strict=True))
         return [_array(by_name[name]) for name in fetches], elapsed
+
+    def _call(self, feeds, fetches, timeout_ms):
+        # Session.run and make_callable compare shapes first and fail in other words than the C++
+        # session, which is what TF Serving calls; this goes straight to it. The session's plan for
+        # these tensors is made once, whatever the timeout.
+        from tensorflow.python.client import pywrap_tf_session as raw
+
+        options = None
+        if timeout_ms:
+            message = self._tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms)
+            options = raw.TF_NewBufferFromString(message.SerializeToString())
+        try:
+            given = {self._output(name): array for name, array in feeds}
+            wanted = [self._output(name) for name in fetches]
+            return raw.TF_SessionRun_wrapper(
+                self._session._session, options, given, wanted, [], None
+            )
+        finally:
+            if options is not None:
+                raw.TF_DeleteBuffer(options)
+
+    def _output(self, name):
+        found = self._outputs.get(name)
+        if found is None:
+            found = self._graph.get_tensor_by_name(name)._as_tf_output()
+            self._outputs[name] = found
+        return found
 
     def check(self, feeds, infos) -> None:
         """Raises ``INVALID_ARGUMENT`` for arrays that the graph must not be given."""
@@ -123,23 +148,6 @@ class Servable:
                 f"Shape of tensor {info.name.split(':')[0]} [{shape}] is not compatible with "
                 f"expected shape [{expected}]."
             )
-
-    def _callable(self, feeds, fetches, timeout_ms):
-        key = (feeds, fetches, timeout_ms)
-        found = self._callables.get(key)
-        if found is None:
-            from tensorflow.core.protobuf.config_pb2 import CallableOptions
-
-            options = CallableOptions(feed=feeds, fetch=fetches)
-            if timeout_ms:
-                options.run_options.timeout_in_ms = timeout_ms
-            # Session.run and make_callable compare shapes first and fail in other words than the
-            # C++ session, which is what TF Serving calls; this one goes straight to it.
-            with self._lock:
-                found = self._callables.setdefault(
-                    key, self._session._make_callable_from_options(options)
-                )
-        return found
 
 
 def _array(value):

@@ -56,4 +56,7 @@ def from_exception(error: Exception) -> ServingError:
     number = getattr(error, "error_code", None)  # tf.errors.OpError
     if number in _BY_NUMBER:
         return ServingError(_BY_NUMBER[number], error.message)
+    if isinstance(error, UnicodeDecodeError):
+        # TensorFlow's own error, whose text quotes bytes of the request that are no UTF-8.
+        return invalid(bytes(error.object).decode(errors="replace"))
     return ServingError("INTERNAL", f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_emr_serving.server.status import invalid
 
-_MAX_ELEMENTS = 2**28
+_MAX_REPEATED = 2**24  # elements of a tensor of which fewer are sent
 _MAX_RANK = 64
 _FIELDS = {
     "float32": "float_val",
@@ -32,7 +32,8 @@ def to_array(tensor) -> np.ndarray:
     try:
         if min(sizes, default=0) < 0 or len(sizes) > _MAX_RANK:
             raise ValueError("shape")
-        if math.prod(sizes) > _MAX_ELEMENTS:
+        # What is sent in full is as large as its message; a repeated value may be of any size.
+        if math.prod(sizes) > max(_MAX_REPEATED, tensor.ByteSize()):
             raise ValueError("size")
         return make_ndarray(tensor)
     except Exception:

@@ -19,7 +19,10 @@ def _nothing():
 
 @dataclass
 class Version:
-    """``state``: START, LOADING, AVAILABLE, UNLOADING or END. ``error``: why it is not served."""
+    """``state``: START, LOADING, AVAILABLE, UNLOADING or END. ``error``: why it is not served.
+
+    ``failures``: how often in a row it could not be loaded, with the same files (``fingerprint``).
+    """
 
     number: int
     path: Path
@@ -29,7 +32,19 @@ class Version:
     model: inference.Model | None = None
     users: int = 0
     fingerprint: tuple = ()
+    failures: int = 0
+    retry_at: float = 0.0
     stop: Callable[[], None] = _nothing
+
+    def release(self) -> None:
+        """End batching and give the memory back. Only when nobody uses it any more."""
+        servable, stop = self.servable, self.stop
+        self.servable = self.model = None
+        self.stop = _nothing
+        try:
+            stop()
+        finally:
+            servable.close()
 
 
 def load(name: str, path: Path, metrics: Metrics, batcher: Callable | None = None):
