@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import os
 import signal
 import sys
 import threading
@@ -14,6 +12,7 @@ from pathlib import Path
 import click
 
 from keras_emr.errors import UserError
+from keras_emr_cli.serve_files import batcher, import_tensorflow, parsed, read_models
 
 _PORT = click.IntRange(0, 65535)
 _OFF = "off"
@@ -87,8 +86,9 @@ class _Port(click.ParamType):
 def command(store, **flags):
     """Serve every STORE/NAME/VERSION over REST and gRPC, as TensorFlow Serving would.
 
-    Any SavedModel will do; a new version is picked up while the server runs. This is for laptops
-    and tests: in production, give the same folders to TensorFlow Serving. Ctrl-C ends it.
+    Any SavedModel will do; a new version is picked up while the server runs. STORE/models.config,
+    which `keras-emr serving promote` writes, is followed. This is for laptops and tests: in
+    production, give the same folders to TensorFlow Serving. Ctrl-C ends it.
     """
     if bool(store) == bool(flags["model_config_file"]):
         raise click.UsageError("give either STORE or --model-config-file")
@@ -122,19 +122,10 @@ def _require_packages():
         )
 
 
-def _import_tensorflow():
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user's word on what it says
-        return
-    from keras_emr_cli.session import quiet_tensorflow
-
-    with quiet_tensorflow():
-        importlib.import_module("tensorflow")
-
-
 def _serve(store, flags, stop):
-    models = _models(store, flags["model_config_file"])
-    options = _options(flags)
-    _import_tensorflow()
+    models = read_models(store, flags["model_config_file"])
+    options = _options(store, flags)
+    import_tensorflow()
     from keras_emr_serving.server.listen import CannotListen
     from keras_emr_serving.server.server import Server
     from keras_emr_serving.server.status import ServingError
@@ -179,72 +170,14 @@ def _require_any(server):
         )
 
 
-def _models(store, config_file):
-    from keras_emr_serving.server.config import read_config, store_models
-    from keras_emr_serving.server.status import ServingError
-
-    if config_file:
-        _import_tensorflow()  # its protos come with it
-        text = read_text("--model-config-file", config_file)
-        try:
-            models = read_config(text)
-        except ServingError as error:
-            raise UserError(
-                f"--model-config-file: {error.message}. Received: {config_file!r}."
-            ) from None
-        _require_models(models, config_file)
-        return models
-    folder = Path(store)
-    if not folder.is_dir():
-        raise UserError(f"STORE: no such folder. Received: {store!r}.")
-    try:
-        models = store_models(folder)
-    except OSError as error:
-        raise UserError(f"STORE: cannot be read: {error.strerror}. Received: {store!r}.") from None
-    if not models:
-        raise UserError(
-            f"STORE: not a model store. Received: {store!r}. Expected NAME/VERSION/saved_model.pb "
-            "in it, VERSION a number, as keras-emr export writes it."
-        )
-    return models
-
-
-def _require_models(models, config_file):
-    from keras_emr_serving.server.config import aspired
-
-    if not models:
-        raise UserError(f"--model-config-file: it names no model. Received: {config_file!r}.")
-    for one in models:
-        try:
-            found = aspired(one)
-        except OSError as error:
-            raise UserError(
-                f"--model-config-file: model {one.name!r}: cannot read its folder: "
-                f"{error.strerror}. Received: {str(one.base_path)!r}."
-            ) from None
-        if not found:
-            raise UserError(
-                f"--model-config-file: model {one.name!r}: no such version to serve. Received: "
-                f"{str(one.base_path)!r}. Expected VERSION/saved_model.pb in it."
-            )
-
-
-def read_text(flag, path):
-    """The text of a configuration file. Raises :class:`UserError` naming ``flag``."""
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"{flag}: cannot be read: {reason}. Received: {path!r}.") from None
-
-
-def _options(flags):
+def _options(store, flags):
     from keras_emr_serving.server.rest import METRICS_PATH
     from keras_emr_serving.server.server import Options
     from keras_emr_serving.server.text_protos import read_monitoring, read_ssl
 
-    config = flags["model_config_file"]
-    monitoring = _parsed(
+    config, poll = flags["model_config_file"], flags["file_system_poll_wait_seconds"]
+    reread = poll if store else flags["model_config_file_poll_wait_seconds"]
+    monitoring = parsed(
         flags, "monitoring_config_file", lambda text: read_monitoring(text, METRICS_PATH)
     )
     return Options(
@@ -253,53 +186,18 @@ def _options(flags):
         grpc_port=flags["port"],
         rest_timeout_ms=flags["rest_api_timeout_in_ms"],
         max_body=flags["max_body_mib"] << 20,
-        poll_seconds=flags["file_system_poll_wait_seconds"],
+        poll_seconds=poll,
+        store=Path(store) if store else None,
         config_file=Path(config) if config else None,
-        config_poll_seconds=flags["model_config_file_poll_wait_seconds"],
-        early_labels=flags["allow_version_labels_for_unavailable_models"],
+        config_poll_seconds=reread,
+        # A store has no other way to start than with its labels.
+        early_labels=bool(store) or flags["allow_version_labels_for_unavailable_models"],
         load_retries=flags["max_num_load_retries"],
         load_retry_seconds=flags["load_retry_interval_micros"] / 1e6,
         metrics_path=monitoring if flags["monitoring_config_file"] else METRICS_PATH,
-        grpc_credentials=_parsed(flags, "ssl_config_file", read_ssl),
-        batcher=_batcher(flags),
+        grpc_credentials=parsed(flags, "ssl_config_file", read_ssl),
+        batcher=batcher(flags),
     )
-
-
-def _batcher(flags):
-    """What wraps a servable in batches, or ``None``."""
-    if not flags["enable_batching"]:
-        if flags["batching_parameters_file"]:
-            raise UserError(
-                "--batching-parameters-file: it needs --enable-batching. Received: "
-                f"{flags['batching_parameters_file']!r} without it."
-            )
-        return None
-    from keras_emr_serving.server.batching import Batcher
-    from keras_emr_serving.server.text_protos import Batching, read_batching
-
-    cpus = os.cpu_count() or 1
-    read = _parsed(flags, "batching_parameters_file", lambda text: read_batching(text, cpus))
-    settings = read or Batching(threads=cpus)
-
-    def wrap(servable):
-        made = Batcher(servable, settings)
-        return made.run, made.stop
-
-    return wrap
-
-
-def _parsed(flags, name, read):
-    """What ``read`` makes of the text file of a flag; ``None`` if the flag is not given."""
-    from keras_emr_serving.server.status import ServingError
-
-    path, flag = flags[name], "--" + name.replace("_", "-")
-    if path is None:
-        return None
-    text = read_text(flag, path)
-    try:
-        return read(text)
-    except ServingError as error:
-        raise UserError(f"{flag}: {error.message}. Received: {path!r}.") from None
 
 
 @contextlib.contextmanager

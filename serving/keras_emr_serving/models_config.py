@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from keras_emr.errors import UserError
+from keras_emr_serving.server.config import CONFIG as NAME
 from keras_emr_serving.server.config import ModelConfig, from_proto
 from keras_emr_serving.server.status import ServingError
 from keras_emr_serving.text_layout import comments_in, fields, named
-
-NAME = "models.config"
 
 
 class ConfigFile:

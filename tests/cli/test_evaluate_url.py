@@ -110,11 +110,11 @@ def test_labels_that_do_not_agree(capfd, tmp_path, files, running):
 def exported(tmp_path_factory, warm_keras):
     """A convolutional network as ``source.keras`` and served with every signature of an export."""
     import keras
+    from keras_emr_serving.signatures import Served
 
     from keras_emr_serving import savedmodel
     from keras_emr_serving.server.config import store_models
     from keras_emr_serving.server.server import Options, Server
-    from keras_emr_serving.signatures import Served
 
     folder = tmp_path_factory.mktemp("exported")
     keras.utils.set_random_seed(3)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from keras_emr_serving.lifecycle import Store
-from keras_emr_serving.server.config import read_config
+from keras_emr_serving.server.config import followed_store, read_config
 from keras_emr_serving.server.server import Options, Server
 from tests.cli.harness import assert_error, call, python
 from tests.serving import toy
@@ -105,17 +105,13 @@ def test_a_config_with_troubles(store, capfd):
 
 @pytest.fixture
 def running(warm_keras, tmp_path):
-    """A server of versions 1 and 2 that shows 1 and reads ``models.config`` again and again.
-
-    Before anything is captured: what starts it, uvicorn, sets up logging for the whole process.
-    """
+    """A server of a store with versions 1 and 2 that shows 1 and follows its ``models.config``."""
     toy.build_small(tmp_path / "m" / "1")
     toy.build_small(tmp_path / "m" / "2", scale=2.0)
     Store(tmp_path).promote("m", 1)
-    file = tmp_path / "models.config"
-    options = Options(rest_port=0, grpc_port=0, poll_seconds=0.1)
-    options.config_file, options.config_poll_seconds = file, 0.1
-    with Server(read_config(file.read_text()), options) as server:
+    options = Options(rest_port=0, grpc_port=0, poll_seconds=0.1, early_labels=True)
+    options.store, options.config_poll_seconds = tmp_path, 0.1
+    with Server(followed_store(tmp_path), options) as server:
         yield server
 
 
@@ -128,8 +124,6 @@ def test_with_a_running_server(running, tmp_path, capfd):
         assert found.number == 2
     result = call(capfd, "serving", "status", tmp_path, *url)
     assert "  2  stable, to be served, server: AVAILABLE" in result.out
-    # Told and reading by itself, it may take over what it read just before it was told.
-    server.options.config_poll_seconds = 0
     grpc = ["--grpc", f"127.0.0.1:{server.grpc_port}"]
     assert call(capfd, "serving", "rollback", tmp_path, "m", *grpc).code == 0
     with server.manager.use("m", label="stable") as found:

@@ -151,7 +151,8 @@ class ServerProcess:
         self._command = [
             *(sys.executable, "-m", "keras_emr_cli.main", "serve"),
             *("--model-config-file", str(config), "--port", "0", "--quiet"),
-            *("--rest-api-port", "0", *map(str, more)),
+            *("--rest-api-port", "0", "--allow-version-labels-for-unavailable-models"),
+            *map(str, more),
         ]
 
     def __enter__(self):

@@ -206,9 +206,9 @@ def test_what_follows_the_end_of_a_gzip_body_is_refused(serve):
 def photographs(tmp_path_factory):
     """The address of an exported classifier of 4 x 4 images, with its ``image_bytes``."""
     import keras
+    from keras_emr_serving.signatures import Served
 
     from keras_emr_serving import savedmodel
-    from keras_emr_serving.signatures import Served
 
     folder = tmp_path_factory.mktemp("photographs")
     flat = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from keras_emr_serving.server.config import ModelConfig
+from keras_emr_serving.server.config import ModelConfig, followed_store
 from keras_emr_serving.server.server import Options, Server
 from keras_emr_serving.server.status import ServingError
 from tests.serving import toy
@@ -26,6 +26,29 @@ def refused(text, call, *arguments):
         call(*arguments)
     assert text in error.value.message
     return error.value.code
+
+
+def test_a_store_and_what_its_models_config_says(made, tmp_path):
+    """Of a container's path the last part counts, if the folder is only here."""
+    for name in ("m", "other", "away"):
+        toy.publish(made / "small", tmp_path / name / "1")
+    (tmp_path / "models.config").write_text(
+        """model_config_list {
+          config { name: "m" base_path: "/models/m" model_platform: "tensorflow"
+                   model_version_policy { specific { versions: 1 } }
+                   version_labels { key: "stable" value: 1 } }
+          config { name: "x" base_path: "%s" model_platform: "tensorflow" }
+        }"""
+        % (tmp_path / "away")
+    )
+    assert sorted(followed_store(tmp_path), key=lambda one: one.name) == [
+        ModelConfig("away", tmp_path / "away"),
+        ModelConfig("m", tmp_path / "m", (1,), {"stable": 1}),
+        ModelConfig("other", tmp_path / "other"),
+        ModelConfig("x", tmp_path / "away"),
+    ]
+    (tmp_path / "models.config").unlink()
+    assert {one.name for one in followed_store(tmp_path)} == {"m", "other", "away"}
 
 
 def test_labels_move_between_versions_that_are_loaded(made, folder, manage):

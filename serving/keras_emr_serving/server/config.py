@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from keras_emr_serving.server.status import ServingError, invalid
+
+CONFIG = "models.config"  # in a store
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,24 @@ def store_models(store: Path) -> list[ModelConfig]:
         return [ModelConfig(store.resolve().name, store.resolve())]
     folders = [path for path in sorted(store.iterdir()) if path.is_dir() and path.name[0] != "."]
     return [ModelConfig(path.name, path.resolve()) for path in folders if is_model(path)]
+
+
+def followed_store(store: Path) -> list[ModelConfig]:
+    """:func:`store_models`, but as ``STORE/models.config`` says for those that it names.
+
+    What it calls by a path that is not of this machine, such as a container's, is taken from here.
+
+    Raises:
+        ServingError: ``INVALID_ARGUMENT``: it is no ``ModelServerConfig``.
+        OSError, UnicodeDecodeError: the store or the file cannot be read.
+    """
+    models = {one.name: one for one in store_models(store)}
+    file = store / CONFIG
+    for one in read_config(file.read_text()) if file.is_file() else ():
+        here = store.resolve() / one.base_path.name
+        elsewhere = not one.base_path.is_dir() and here.is_dir()
+        models[one.name] = replace(one, base_path=here) if elsewhere else one
+    return list(models.values())
 
 
 def read_config(text: str) -> list[ModelConfig]:

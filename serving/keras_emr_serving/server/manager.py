@@ -59,7 +59,7 @@ class Manager:
         self._retries, self._retry_seconds = retries, retry_seconds
         self._labels: dict[str, dict[str, int]] = {}
         self._lock = threading.Condition()
-        self._changing = threading.Lock()  # one at a time loads, unloads or reconfigures
+        self._changing = threading.RLock()  # one at a time loads, unloads or reconfigures
         self._unloading: list[threading.Thread] = []
         self._closed = False
 
@@ -175,6 +175,18 @@ class Manager:
             raise ServingError(
                 "UNKNOWN", f"{len(missing)} servable(s) did not become available: {{{text}}}"
             )
+
+    def follow(self, read: Callable[[], list[ModelConfig]]) -> bool:
+        """Serve what ``read`` says; whether that is another thing than before.
+
+        Nothing else is taken over in between: what was read before that would be stale.
+        """
+        with self._changing:
+            models = read()
+            if models == self.configs:
+                return False
+            self.reconfigure(models)
+            return True
 
     def _take_over(self, models):
         with self._changing:

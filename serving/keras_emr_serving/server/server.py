@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_emr_serving.server.config import ModelConfig, read_config
+from keras_emr_serving.server.config import CONFIG, ModelConfig, followed_store, read_config
 from keras_emr_serving.server.listen import bind, require_free
 from keras_emr_serving.server.manager import Manager
 from keras_emr_serving.server.metrics import Metrics
@@ -28,6 +28,7 @@ class Options:
     ``max_body`` bounds one REST request, ``max_waiting`` all of them together (``None``: four of
     the largest), ``max_message`` one gRPC message, all in bytes; ``max_pending`` how many requests
     may be under way or waiting, for each API; ``threads`` how many of them are worked on.
+    ``store`` or ``config_file``: what to read again every ``config_poll_seconds`` (0: never).
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +41,7 @@ class Options:
     threads: int = 16
     max_pending: int = 256
     poll_seconds: float = 1.0
+    store: Path | None = None
     config_file: Path | None = None
     config_poll_seconds: float = 0.0
     early_labels: bool = False
@@ -170,7 +172,7 @@ class Server:
         jobs = [(options.poll_seconds, self.manager.poll)]
         if not options.poll_seconds:
             jobs = [(_RETRY_STEP, self.manager.retry)]
-        if options.config_file is not None and options.config_poll_seconds:
+        if (options.store or options.config_file) and options.config_poll_seconds:
             jobs.append((options.config_poll_seconds, self._reread))
         due = [time.monotonic() + every for every, _ in jobs]
         while not self._stopping.wait(max(0.0, min(due) - time.monotonic())):
@@ -184,15 +186,16 @@ class Server:
                 due[i] = time.monotonic() + every
 
     def _reread(self):
-        """Take over the config file where it differs from what is in force.
+        """Take over the store or the config file where it differs from what is in force.
 
         What is refused is tried again every time: the reason may pass without a change of the file.
         """
-        path, trouble = self.options.config_file, ""
+        store, trouble = self.options.store, ""
+        path = self.options.config_file if store is None else store / CONFIG
         try:
-            models = read_config(path.read_text())
-            if models != self.manager.configs:
-                self.manager.reconfigure(models)
+            if self.manager.follow(
+                lambda: followed_store(store) if store else read_config(path.read_text())
+            ):
                 log.info("took over %s", path)
         except ServingError as error:
             trouble = str(error)
