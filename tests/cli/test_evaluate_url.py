@@ -110,9 +110,9 @@ def test_labels_that_do_not_agree(capfd, tmp_path, files, running):
 def exported(tmp_path_factory, warm_keras):
     """A convolutional network as ``source.keras`` and served with every signature of an export."""
     import keras
-    from keras_emr_serving.signatures import Served
 
-    from keras_emr_serving import savedmodel
+    from keras_emr_serving.export import savedmodel
+    from keras_emr_serving.export.signatures import Served
     from keras_emr_serving.server.config import store_models
     from keras_emr_serving.server.server import Options, Server
 

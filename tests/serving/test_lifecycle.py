@@ -525,9 +525,6 @@ def test_no_request_fails_over_promotions_and_rollbacks(served, api, seconds):
     """Version 2 is loaded, gets the label, loses it, and is unloaded for the next round."""
     folder, server = served
     other = rest(server) if api == "rest" else GrpcServer(f"127.0.0.1:{server.grpc_port}")
-    if api == "grpc":
-        # Told and reading by itself, it may take over what it read just before it was told.
-        server.options.config_poll_seconds = 0
     store, rounds, begin = Store(folder), 0, time.monotonic()
     first = (folder / "models.config").read_text()
     with steady_load(server) as (failed, answered):
@@ -666,8 +663,7 @@ def test_a_reload_that_is_refused_changes_nothing(served):
 
 def test_a_server_that_never_looks_is_said_so(served):
     folder, server = served
-    server.options.config_poll_seconds = 0
-    time.sleep(0.3)
+    server.options.config_file = folder / "another.config"
     before = (folder / "models.config").read_text()
     with pytest.raises(ServerTrouble, match="has not loaded version 2"):
         Store(folder).promote("m", 2, server=rest(server), timeout=0.5)

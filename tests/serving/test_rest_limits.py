@@ -150,9 +150,9 @@ def test_a_request_whose_client_has_gone_is_not_run(serve):
 
 
 def test_what_waits_too_long_is_not_run_at_all(serve):
-    url, waiting = serve(threads=1, rest_timeout_ms=400)
+    url, waiting = serve(threads=1, rest_timeout_ms=1500)
     with ThreadPoolExecutor(8) as pool:
-        codes = [pool.submit(post, url, body(0.3)) for _ in range(8)]
+        codes = [pool.submit(post, url, body(0.4)) for _ in range(8)]
         codes = [one.result()[0] for one in codes]
     assert set(codes) == {200, 504}
     until(lambda: waiting.requests == 0, seconds=2)
@@ -206,9 +206,9 @@ def test_what_follows_the_end_of_a_gzip_body_is_refused(serve):
 def photographs(tmp_path_factory):
     """The address of an exported classifier of 4 x 4 images, with its ``image_bytes``."""
     import keras
-    from keras_emr_serving.signatures import Served
 
-    from keras_emr_serving import savedmodel
+    from keras_emr_serving.export import savedmodel
+    from keras_emr_serving.export.signatures import Served
 
     folder = tmp_path_factory.mktemp("photographs")
     flat = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
