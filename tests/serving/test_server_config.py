@@ -51,6 +51,17 @@ def test_a_store_and_what_its_models_config_says(made, tmp_path):
     assert {one.name for one in followed_store(tmp_path)} == {"m", "other", "away"}
 
 
+def test_what_is_followed_is_taken_over_once(made, tmp_path, manage):
+    for name in ("b", "c"):
+        toy.publish(made / "small", tmp_path / name / "1")
+    manager = manage(*followed_store(tmp_path))
+    assert not manager.follow(lambda: followed_store(tmp_path))
+    toy.publish(made / "double", tmp_path / "a" / "1")  # a new model, before the others
+    assert manager.follow(lambda: followed_store(tmp_path))
+    assert [name for name, _ in manager.serving()] == ["a", "b", "c"]
+    assert not manager.follow(lambda: followed_store(tmp_path))
+
+
 def test_labels_move_between_versions_that_are_loaded(made, folder, manage):
     toy.publish(made / "double", folder / "2")
     manager = manage(ModelConfig("m", folder, "all"))

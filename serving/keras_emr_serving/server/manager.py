@@ -183,7 +183,7 @@ class Manager:
         """
         with self._changing:
             models = read()
-            if models == self.configs:
+            if {one.name: one for one in models} == {one.name: one for one in self.configs}:
                 return False
             self.reconfigure(models)
             return True
