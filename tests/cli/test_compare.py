@@ -198,6 +198,7 @@ def test_json_and_overwrite_touch_our_files_only(capfd, run, tmp_path):
     assert hashlib.sha256(model.read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_its_own_maximizer(capfd, data, tmp_path):
     flags = ("--data", data, "--defense", "at", "--attack", "rnn", "--emr", 0, "--quiet")
     assert call(capfd, "train", *TINY, *flags, "--out", "learned").code == 0

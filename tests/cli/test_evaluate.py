@@ -153,7 +153,7 @@ def outcome(report):
     ("number", "code"),
     [
         (signal.SIGKILL, -9),
-        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
     ids=str,

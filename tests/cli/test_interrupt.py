@@ -49,7 +49,7 @@ def stop_after_first_epoch(arguments, number, cwd, environment):
     ("number", "code", "backend"),
     [
         (signal.SIGINT, 130, "tensorflow"),
-        (signal.SIGTERM, 75, "torch"),
+        pytest.param(signal.SIGTERM, 75, "torch", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 75, "jax", marks=pytest.mark.slow),
     ],
     ids=["SIGINT-tensorflow", "SIGTERM-torch", "SIGTERM-jax"],

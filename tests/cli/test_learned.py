@@ -103,6 +103,7 @@ def test_other_channels_are_warned_of(learned, tmp_path, capfd):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, capfd):
     flags = [*TINY, "--data", data, "--defense", "trades", "--attack", "rnn", "--quiet"]
     assert call(capfd, "train", *flags, "--epochs", 2, "--out", "whole").code == 0

@@ -172,6 +172,7 @@ def test_a_run_is_evaluated_with_its_own_validation_share(capfd, tmp_path, data)
     assert_error(again, 3, "x_train", "4 images", "validation=0.1")
 
 
+@pytest.mark.slow
 def test_a_preset_repeats_from_its_config(capfd, data):
     arguments = (*TINY, "--data", data, "--emr-preset", "trades-emr-released")
     assert call(capfd, "train", *arguments, "--out", "run").code == 0

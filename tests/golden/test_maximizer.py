@@ -364,7 +364,8 @@ def assert_relative(got, want, tolerance):
 
 @pytest.mark.parametrize(
     "precision, name",
-    [("float64", n) for n in CASES] + [("float32", n) for n in IN_FLOAT32],
+    [("float64", n) for n in CASES]
+    + [pytest.param("float32", n, marks=pytest.mark.slow) for n in IN_FLOAT32],
     indirect=["precision"],
 )
 def test_meta_gradient_is_autodiff_through_the_loss(precision, name):

@@ -194,6 +194,7 @@ def test_the_loss_is_scaled_in_half_precision():
         assert np.linalg.norm(low - full) < 0.02 * np.linalg.norm(full)
 
 
+@pytest.mark.slow  # JAX compiles every operation by itself
 def test_run_eagerly_gives_the_same_weights():
     compiled, eager = classifier(), classifier()
     eager.compile(keras.optimizers.SGD(0.05), run_eagerly=True)
