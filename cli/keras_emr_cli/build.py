@@ -7,7 +7,7 @@ import math
 from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
-from keras_emr.models import MODELS
+from keras_emr.models import make_model
 from keras_emr_cli.progress import warn
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
@@ -177,6 +177,15 @@ def optimizer(s):
     return keras.optimizers.AdamW(s.learning_rate, weight_decay=s.weight_decay)
 
 
+def network(s, data):
+    """The classifier's network, with freshly seeded weights unless it comes from a file."""
+    normalization = s.normalization
+    if normalization == "data":
+        mean, std = data.x_train.mean(axis=(0, 1, 2)), data.x_train.std(axis=(0, 1, 2))
+        normalization = (mean.tolist(), std.clip(min=1e-3).tolist())
+    return make_model(s.model, data.image_shape, data.classes, s.activation, normalization)
+
+
 def classifier(s, data, standard=False):
     """A compiled RobustClassifier with freshly seeded weights; ``standard``: the baseline."""
     import keras
@@ -186,7 +195,7 @@ def classifier(s, data, standard=False):
 
     keras.utils.set_random_seed(s.seed)
     keras.config.set_dtype_policy(s.precision)
-    model = MODELS.get(s.model)(data.image_shape, data.classes)
+    model = network(s, data)
     attacked = not standard and s.defense != "standard"
     robust = RobustClassifier(
         model,

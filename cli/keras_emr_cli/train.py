@@ -70,8 +70,9 @@ def _settings(flags, config, resume, overwrite) -> Merged:
 def _settled(s) -> Merged:
     """What ``config.yaml`` keeps: the same run from whichever folder, for however many epochs."""
     from keras_emr.data.registry import located
+    from keras_emr.models.registry import located as located_model
 
-    values = {**s.values, "data": located(s.data)}
+    values = {**s.values, "data": located(s.data), "model": located_model(s.model)}
     if s.maximizer is not None:
         values["maximizer"] = str(Path(s.maximizer).resolve())
     if s.defense.startswith("mail-"):
@@ -81,7 +82,9 @@ def _settled(s) -> Merged:
 
 def _fresh(s):
     """``runs/digits-small-cnn-trades-emr``, numbered from the second on."""
-    parts = [Path(s.data).stem, s.model, s.defense]
+    from keras_emr.models.registry import short_name
+
+    parts = [Path(s.data).stem, short_name(s.model), s.defense]
     parts += [s.attack] * (s.attack in TRAINED_ATTACKS) + ["emr"] * bool(s.emr)
     name = "-".join(parts)
     candidate, number = Path("runs") / name, 1
