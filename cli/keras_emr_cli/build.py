@@ -115,6 +115,13 @@ def defense(s):
             "margin": s.mail_margin,
             "burn_in": mail_burn_in(s),
         }
+    if s.label_smoothing:
+        if s.defense == "mart":
+            raise UserError(
+                "label_smoothing: MART's boosted cross-entropy has no smoothed form. Received: "
+                f"label_smoothing={s.label_smoothing:g} with defense mart. Leave it out."
+            )
+        options["label_smoothing"] = s.label_smoothing
     return get_defense(s.defense, **options)
 
 
@@ -167,14 +174,22 @@ def _require_defaults_beside_preset(s):
                 )
 
 
-def optimizer(s):
-    import keras
+def optimizer(s, steps):
+    """The classifier's optimizer; ``steps``: per epoch."""
+    from keras_emr.training import optimizers
+    from keras_emr.training.learning_rates import learning_rate
 
+    rate = learning_rate(
+        s.lr_schedule, s.learning_rate, steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
+    )
+    options = {
+        "weight_decay": s.weight_decay,
+        "decayed": s.weight_decay_of,
+        "global_clipnorm": s.clip_norm or None,
+    }
     if s.optimizer == "sgd":
-        return keras.optimizers.SGD(
-            s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay or None
-        )
-    return keras.optimizers.AdamW(s.learning_rate, weight_decay=s.weight_decay)
+        return optimizers.SGD(rate, s.momentum, s.nesterov, **options)
+    return optimizers.AdamW(rate, **options)
 
 
 def network(s, data):
@@ -207,7 +222,8 @@ def classifier(s, data, standard=False):
         maximizer_update=s.maximizer_update,
         seed=s.seed,
     )
-    robust.compile(optimizer(s), maximizer_optimizer=maximizer_optimizer(s))
+    steps = steps_per_epoch(len(data.x_train), s.batch_size)
+    robust.compile(optimizer(s, steps), maximizer_optimizer=maximizer_optimizer(s))
     return robust
 
 

@@ -56,8 +56,11 @@ def _settings(flags, config, resume, overwrite) -> Merged:
             burn_in = {"mail_burn_in": before.mail_burn_in}
             settings = Merged({**settings.values, **burn_in}, settings.origins)
         had, now = before.plain(), _settled(settings)
+        fixed = {"epochs"} if before.lr_schedule in ("cosine", "cyclic") else set()
         for name, value in settings.plain().items():
-            if name not in _RESUMABLE and now.values[name] != before.values[name]:
+            if (name not in _RESUMABLE or name in fixed) and now.values[name] != before.values[
+                name
+            ]:
                 raise UserError(
                     f"{name}: a resumed run keeps its settings. Received: {value}, the run has "
                     f"{had[name]}. Leave it out, or train anew in another --out."

@@ -19,6 +19,8 @@ from keras_emr.network import Network
 from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
+from keras_emr.training import learning_rates as _learning_rates  # noqa: F401
+from keras_emr.training import optimizers as _optimizers  # noqa: F401
 from keras_emr.training.callbacks import EpochTracker
 from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
 
