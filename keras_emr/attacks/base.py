@@ -215,6 +215,20 @@ class Attack(Part):
             broken | best[2],
         )
 
+    # Options that are lengths, beside epsilon.
+    lengths = ()
+
+    def scaled(self, factor):
+        """This attack with epsilon and its steps ``factor`` times as long, a scalar tensor.
+
+        For use within a compiled step, which need not be compiled anew for another factor.
+        """
+        attack = copy.copy(self)
+        for name in ("epsilon", *self.lengths):
+            length = getattr(self, name)
+            setattr(attack, name, None if length is None else length * factor)
+        return attack
+
     def with_defaults(self, **defaults):
         """This attack with the options that were left at ``None`` filled in."""
         config = self.get_config()

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import keras_emr as ke
-from keras_emr.data.dataset import from_arrays
 from keras_emr.training.learning_rates import SCHEDULES, learning_rate
 from keras_emr.training.optimizers import SGD, AdamW
-from tests.builders import assert_same, images, network, snapshot
+from tests.builders import snapshot
 
 
 def variables():
@@ -107,30 +106,3 @@ def test_refused_schedules(arguments, fragment):
     with pytest.raises(ke.UserError) as caught:
         learning_rate(*arguments)
     assert fragment in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["cosine"])
-def test_resuming_goes_on_in_the_schedule(name, tmp_path):
-    """Momentum, decay, clipping and the rate's position come from the checkpoint, bit for bit."""
-    x, y = images(96)
-    parts = {"x_train": x[:64], "y_train": y[:64], "x_test": x[64:], "y_test": y[64:]}
-    data = from_arrays(parts, validation=0.25)
-
-    def classifier():
-        rate = learning_rate(name, 0.1, 3, 3, warmup=1)
-        robust = ke.RobustClassifier(network(), "at", attack=ke.FGSM(0.1))
-        sgd = SGD(rate, nesterov=True, weight_decay=1e-2, decayed="kernels", global_clipnorm=1.0)
-        robust.compile(sgd)
-        return robust
-
-    def rows(run):
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
-
-    whole = ke.train(classifier(), data, tmp_path / "a", epochs=3, batch_size=16)
-    ke.train(classifier(), data, tmp_path / "b", epochs=1, batch_size=16)
-    keras.utils.set_random_seed(99)
-    parts = ke.train(classifier(), data, tmp_path / "b", epochs=3, batch_size=16, resume=True)
-    assert rows(whole) == rows(parts)
-    states = [keras.saving.load_model(tmp_path / f / "checkpoints/state.keras") for f in "ab"]
-    assert_same(*(snapshot([*s.weights, *s.optimizer.variables]) for s in states))
-    assert int(states[0].optimizer.iterations) == 9
