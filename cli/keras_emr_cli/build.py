@@ -19,6 +19,8 @@ _PRESET_DECIDES = {
     "emr_decay_epochs": "schedule",
     "emr_warmup": "schedule",
 }
+# Training images whose pixels give the mean and deviation of `--normalization data`.
+_SEEN_FOR_NORMALIZATION = 10_000
 
 
 def number(ratio):
@@ -35,6 +37,10 @@ def training_attack(s, channels):
             f"--attack {', '.join(TRAINED_ATTACKS)}."
         )
     options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.attack_objective}
+    if s.attack == "fast-fgsm":  # Wong et al., ICLR 2020
+        length = 1.25 * float(s.epsilon) if s.step_size is None else float(s.step_size)
+        start = s.start or "uniform"
+        return ATTACKS.get("pgd")(**options, steps=1, step_size=length, start=start)
     if s.attack != "fgsm":
         options["steps"] = s.steps or 10
     if s.attack in ("pgd", "bim") and s.step_size is not None:
@@ -192,11 +198,31 @@ def optimizer(s, steps):
     return optimizers.AdamW(rate, **options)
 
 
+def averaging(s, steps):
+    """How the weights are averaged, or ``None``; ``steps``: per epoch."""
+    from keras_emr.training.averaging import EMA, SWA
+
+    statistics = {} if s.averaging_statistics is None else {"statistics": s.averaging_statistics}
+    if s.averaging == "ema":
+        return EMA(s.averaging_decay, s.averaging_start or 1, **statistics)
+    if s.averaging == "swa":
+        return SWA(s.averaging_start or s.epochs * 3 // 4 + 1, steps, **statistics)
+    return None
+
+
+def overfitting_guard(s):
+    """Largest fall of validation robust accuracy, or ``None``."""
+    if s.overfitting_guard is not None:
+        return s.overfitting_guard if s.overfitting_guard < 1 else None
+    return 0.2 if s.attack in ("fgsm", "fast-fgsm") else None
+
+
 def network(s, data):
     """The classifier's network, with freshly seeded weights unless it comes from a file."""
     normalization = s.normalization
     if normalization == "data":
-        mean, std = data.x_train.mean(axis=(0, 1, 2)), data.x_train.std(axis=(0, 1, 2))
+        images = data.x_train[:_SEEN_FOR_NORMALIZATION]
+        mean, std = images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))
         normalization = (mean.tolist(), std.clip(min=1e-3).tolist())
     return make_model(s.model, data.image_shape, data.classes, s.activation, normalization)
 
@@ -206,11 +232,14 @@ def classifier(s, data, standard=False):
     import keras
 
     from keras_emr.attacks.pgd import PGD
+    from keras_emr.regularizers.schedules import WarmUp
     from keras_emr.training.classifier import RobustClassifier
+    from keras_emr.training.weight_perturbation import AWP
 
     keras.utils.set_random_seed(s.seed)
     keras.config.set_dtype_policy(s.precision)
     model = network(s, data)
+    steps = steps_per_epoch(len(data.x_train), s.batch_size)
     attacked = not standard and s.defense != "standard"
     robust = RobustClassifier(
         model,
@@ -220,9 +249,11 @@ def classifier(s, data, standard=False):
         eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
         maximizer_update=s.maximizer_update,
+        averaging=averaging(s, steps),
+        weight_perturbation=AWP(s.awp, s.awp_warmup) if s.awp and attacked else None,
+        epsilon_schedule=WarmUp(s.epsilon_warmup) if s.epsilon_warmup and attacked else None,
         seed=s.seed,
     )
-    steps = steps_per_epoch(len(data.x_train), s.batch_size)
     robust.compile(optimizer(s, steps), maximizer_optimizer=maximizer_optimizer(s))
     return robust
 

@@ -179,9 +179,15 @@ class Merged:
 
 
 def read_config(path: str, table: Sequence[Setting]) -> dict[str, Any]:
-    """The mapping in YAML file ``path``; unknown keys are refused with the nearest known one."""
+    """The mapping in YAML file ``path`` or ``recipe:NAME``.
+
+    Unknown keys are refused with the nearest known one.
+    """
     import yaml
 
+    from keras_emr.recipes import locate
+
+    path = locate(path)
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:

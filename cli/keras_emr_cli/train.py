@@ -15,10 +15,15 @@ from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out"}
+_RESUMABLE |= {"early_stopping", "overfitting_guard"}
 
 
 @click.command(name="train")
-@click.option("--config", metavar="FILE", help="YAML file of settings (`keras-emr config init`).")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="YAML file of settings (`keras-emr config init`), or recipe:NAME (`config recipes`).",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -156,7 +161,7 @@ def _require_same_data(folder, data):
 def _train_all(settings, data, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, steps_per_epoch
+    from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
     from keras_emr_cli.progress import EpochReport
 
     steps = steps_per_epoch(len(data.x_train), settings.batch_size)
@@ -177,6 +182,8 @@ def _train_all(settings, data, folder, robust, resume, stop, reporter):
             stop=stop,
             callbacks=[EpochReport(reporter, title, settings.epochs, steps)],
             maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
+            patience=settings.early_stopping,
+            overfitting_guard=overfitting_guard(settings),
         )
     return runs
 

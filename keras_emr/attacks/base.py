@@ -232,7 +232,7 @@ class Attack(Part):
     def with_defaults(self, **defaults):
         """This attack with the options that were left at ``None`` filled in."""
         config = self.get_config()
-        for key, value in defaults.items():
-            if key in config and config[key] is None:
-                config[key] = value
-        return type(self)(**config)
+        missing = {k: v for k, v in defaults.items() if k in config and config[k] is None}
+        if not missing:
+            return self  # also where epsilon is a tensor (`scaled`)
+        return type(self)(**{**config, **missing})

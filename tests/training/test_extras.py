@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_emr as ke
+from keras_emr import backend
 from keras_emr.attacks import ATTACKS, TRAINING_ATTACKS
 from keras_emr.attacks.base import Objective
 from keras_emr.attacks.learned import LearnedAttack
@@ -38,17 +39,18 @@ def data():
 def attacks(epsilon):
     """One of each kind that trains, all lengths halved with epsilon."""
     half = epsilon / 0.2
-    for norm in ("linf", "l2"):
-        for name in TRAINING_ATTACKS:
-            options = {} if name in ("fgsm", "bim") else {"start": "uniform"}
-            options |= {} if name == "fgsm" else {"steps": 3}
-            options |= {"step_size": 0.1 * half} if name in ("pgd", "bim") else {}
-            options |= {"initial_step": 0.3 * half} if name == "line-search" else {}
-            yield f"{name}-{norm}", ATTACKS.get(name)(epsilon, norm, **options)
+    for name in TRAINING_ATTACKS:
+        options = {} if name in ("fgsm", "bim") else {"start": "uniform"}
+        options |= {} if name == "fgsm" else {"steps": 2}
+        options |= {"step_size": 0.15 * half} if name in ("pgd", "bim") else {}
+        options |= {"initial_step": 0.3 * half} if name == "line-search" else {}
+        yield name, ATTACKS.get(name)(epsilon, **options)
+    yield "l2", ke.PGD(epsilon, "l2", steps=2, start="uniform")
     maximizer = ke.LearnedMaximizer(hidden=3, seed=1)
-    yield "learned", LearnedAttack(epsilon, maximizer=maximizer, steps=3)
+    yield "learned", LearnedAttack(epsilon, maximizer=maximizer, steps=2, start="uniform")
 
 
+@pytest.mark.skipif(backend.NAME == "jax", reason="slow uncompiled; one algorithm, in keras.ops")
 def test_a_scaled_attack_is_the_attack_of_that_epsilon():
     x, y = images(4)
     objective = Objective(Network(network()).frozen(), "cross_entropy", x, y)
@@ -59,9 +61,10 @@ def test_a_scaled_attack_is_the_attack_of_that_epsilon():
             keras.ops.convert_to_numpy(one(objective, x, StreamSampler(3)))
             for one in (whole.scaled(factor), half)
         )
-        full = keras.ops.convert_to_numpy(whole(objective, x, StreamSampler(3)))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6, err_msg=name)
-        assert np.abs(full - expected).max() > 0.01, name
+        moved = (found - keras.ops.convert_to_numpy(x)).reshape(4, -1)
+        length = np.linalg.norm(moved, 2 if name == "l2" else np.inf, axis=1)
+        assert 0.04 < length.max() < 0.1001, name
         assert whole.epsilon == 0.2
 
 
@@ -96,7 +99,7 @@ def test_epsilon_grows_over_the_epochs_of_one_compiled_step():
     np.testing.assert_allclose(seen.found, [0.05, 0.1, 0.15, 0.2, 0.2], atol=1e-5)
     # The compiled step follows: with the weights left alone a larger ball costs more.
     assert history["loss"][0] < history["loss"][1] < history["loss"][2] < history["loss"][3]
-    if keras.backend.backend() != "torch":
+    if backend.NAME != "torch":
         assert len(traced) <= 3  # not once an epoch
     again = type(robust).from_config(robust.get_config())
     assert again.epsilon_schedule.epochs == 4
@@ -133,28 +136,23 @@ def test_the_guard_remembers_the_best_of_a_resumed_run():
         guard.on_epoch_end(4, {"val_robust_accuracy": 0.39})
 
 
-class Collapse(keras.callbacks.Callback):
-    """Breaks the classifier before the validation of an epoch, as catastrophic overfitting does."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
-            last = self.model.model.layers[-1]
-            last.kernel.assign(-100 * last.kernel.value)
-
-
 def test_a_collapsed_epoch_is_not_kept(data, tmp_path):
-    robust = ke.RobustClassifier(network(), "at", attack=ke.FGSM(0.01))
-    robust.compile(keras.optimizers.Adam(0.02))
-    robust.fit(data.x_train, data.y_train, batch_size=16, epochs=15, verbose=0)
-    robust.compile(keras.optimizers.SGD(0.0))
-    options = {"epochs": 4, "batch_size": 16, "callbacks": [Collapse()], "overfitting_guard": 0.2}
-    with pytest.raises(CatastrophicOverfitting, match="end of epoch 2"):
-        ke.train(robust, data, tmp_path, **options)
+    robust = ke.RobustClassifier(network(), "at", attack=ke.FGSM(0.1))
+    accuracies = iter([0.5, 0.6, 0.3, 0.9])
+
+    class Judged(type(robust)):
+        def evaluate(self, *args, **kwargs):
+            return {**super().evaluate(*args, **kwargs), "robust_accuracy": next(accuracies)}
+
+    robust.__class__ = Judged
+    robust.compile(keras.optimizers.SGD(0.1))
+    with pytest.raises(CatastrophicOverfitting, match=r"from 0\.600 to 0\.300 .* epoch 3"):
+        ke.train(robust, data, tmp_path, epochs=4, batch_size=16, overfitting_guard=0.2)
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1]
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     kept = keras.saving.load_model(tmp_path / "last.keras")
-    right = kept.predict(data.x_val, verbose=0).argmax(1) == data.y_val
-    assert right.mean() > 0.7
+    diverged = (a != b for a, b in zip(kept.get_weights(), robust.model.get_weights(), strict=True))
+    assert any(different.any() for different in diverged)
 
 
 def test_resuming_with_everything_on_is_exact(data, tmp_path):
