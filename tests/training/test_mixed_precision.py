@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_emr as ke
-from keras_emr.models.resnet import resnet18
+from keras_emr.models.wide_resnet import wide_resnet
 from keras_emr.network import Network
 from keras_emr.training.averaging import EMA
 from keras_emr.training.optimizers import SGD
@@ -23,17 +23,17 @@ def bfloat16():
 def test_a_small_resnet_learns_in_bfloat16(bfloat16):
     keras.utils.set_random_seed(0)
     x, y = images(24, side=8)
-    model = resnet18((8, 8, 1), 3, width=4)
+    model = wide_resnet((8, 8, 1), 3, depth=10, widen=1)
     robust = ke.RobustClassifier(
         model,
-        "trades",
-        attack=ke.PGD(0.05, steps=1),
+        "at",
+        attack=ke.FGSM(0.05, objective="cross_entropy"),
         regularizers=[ke.EffectiveMarginRegularizer(0.001)],
         averaging=EMA(0.9),
         weight_perturbation=AWP(0.001),
     )
-    robust.compile(SGD(0.05, weight_decay=1e-4))
-    history = robust.fit(x, y, batch_size=12, epochs=4, shuffle=False, verbose=0).history
+    robust.compile(SGD(0.02, weight_decay=1e-4))
+    history = robust.fit(x, y, batch_size=12, epochs=6, shuffle=False, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert history["loss"][-1] < 0.9 * history["loss"][0]
     assert "bfloat16" in str(model(x).dtype)
