@@ -19,11 +19,10 @@ from keras_emr.network import Network
 from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
-from keras_emr.training import learning_rates as _learning_rates  # noqa: F401
-from keras_emr.training import optimizers as _optimizers  # noqa: F401
 from keras_emr.training.averaging import AveragedWeights
 from keras_emr.training.callbacks import EpochTracker
 from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
+from keras_emr.training.saving import Saving
 from keras_emr.training.weight_perturbation import WeightPerturbation
 
 # Loading a saved classifier finds parts by their registered names: all must have been imported.
@@ -43,7 +42,12 @@ class PerExampleMean(keras.losses.Loss):
 
 @register
 class RobustClassifier(
-    AveragedWeights, WeightPerturbation, MaximizerTraining, backend.StepMixin, keras.Model
+    AveragedWeights,
+    WeightPerturbation,
+    MaximizerTraining,
+    Saving,
+    backend.StepMixin,
+    keras.Model,
 ):
     """Trains ``model`` with a defense, an attack and regularizers; ``fit`` is Keras's own.
 
@@ -234,18 +238,6 @@ class RobustClassifier(
             )
             self._build_maximizer_optimizer()
 
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        if config and self.maximizer_optimizer is not None:
-            optimizer = keras.saving.serialize_keras_object(self.maximizer_optimizer)
-            config = {**config, "maximizer_optimizer": optimizer}
-        return config
-
-    def compile_from_config(self, config):
-        # Keras skips compilation on loading where `compile` is overridden.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
@@ -351,48 +343,3 @@ class RobustClassifier(
     def _classes(network, attack):
         # A subclassed model that was never called does not know; only this start asks.
         return network.classes if attack.start == "odi" else None
-
-    # Keras keeps the state of seed generators out of weight files; without it a resumed run
-    # would repeat the noise of the first epochs.
-    def _seed_states(self):
-        weights = {id(v) for v in self.weights}
-        return [v for v in super().non_trainable_variables if id(v) not in weights]
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for i, variable in enumerate(self._seed_states()):
-            store[f"seed_{i}"] = ops.convert_to_numpy(variable)
-
-    def load_own_variables(self, store):
-        for i, variable in enumerate(self._seed_states()):
-            variable.assign(store[f"seed_{i}"])
-        super().load_own_variables(
-            {key: store[key] for key in store.keys() if not key.startswith("seed_")}
-        )
-
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "model": serialize(self.model),
-            "defense": serialize(self.defense),
-            "attack": serialize(self._given["attack"]),
-            "regularizers": [serialize(r) for r in self._given["regularizers"]],
-            "eval_attack": serialize(self._given["eval_attack"]),
-            "attack_mode": self.attack_mode,
-            "maximizer_update": self.maximizer_update,
-            "averaging": serialize(self.averaging),
-            "weight_perturbation": serialize(self.weight_perturbation),
-            "epsilon_schedule": serialize(self.epsilon_schedule),
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        deserialize = keras.saving.deserialize_keras_object
-        config = dict(config)
-        parts = ("averaging", "weight_perturbation", "epsilon_schedule")
-        for key in ("model", "defense", "attack", "eval_attack", *parts):
-            config[key] = deserialize(config.get(key))
-        config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
-        return cls(**config)
