@@ -73,3 +73,20 @@ def test_a_schedule_of_so_many_epochs_takes_no_more(capfd, tmp_path, data):
     assert call(capfd, *train).code == 0
     result = call(capfd, "train", "--out", "run", "--resume", "--epochs", 2)
     assert_error(result, 3, "epochs", "Received: 2", "the run has 1")
+
+
+def test_the_guard_ends_a_run_with_one_line(capfd, monkeypatch, data):
+    from keras_emr.training import experiment
+    from keras_emr.training.callbacks import CatastrophicOverfitting
+
+    given = {}
+
+    def collapse(*arguments, **options):
+        given.update(options)
+        raise CatastrophicOverfitting("catastrophic overfitting: as told.")
+
+    monkeypatch.setattr(experiment, "train", collapse)
+    single = ["--attack", "fast-fgsm", "--early-stopping", 3, "--quiet"]
+    result = call(capfd, "train", *TINY, "--data", data, *single, "--out", "run")
+    assert_error(result, 1, "catastrophic overfitting: as told.", "no model was kept")
+    assert (given["overfitting_guard"], given["patience"]) == (0.2, 3)
