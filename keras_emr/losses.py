@@ -35,9 +35,18 @@ def runner_up(values, y):
     return ops.argmax(others, axis=-1)
 
 
-def cross_entropy(y, logits):
-    """``-log p_y``."""
-    return -pick(ops.log_softmax(widen(logits), axis=-1), y)
+def cross_entropy(y, logits, smoothing=0.0):
+    """``-log p_y``; smoothed: ``-(1 - s) log p_y - s / (K - 1) sum_{k != y} log p_k``.
+
+    Source: "Bag of Tricks for AT" (Pang et al., ICLR 2021). In the terms of Keras's own losses this
+    is ``s K / (K - 1)``.
+    """
+    log_p = ops.log_softmax(widen(logits), axis=-1)
+    right = pick(log_p, y)
+    if not smoothing:
+        return -right
+    others = ops.sum(log_p, axis=-1) - right
+    return -(1.0 - smoothing) * right - smoothing / (log_p.shape[-1] - 1) * others
 
 
 def kl_divergence(reference_logits, logits):

@@ -105,6 +105,14 @@ class Network:
         ]
         return lambda x: self._call(values, x, training)
 
+    def at(self, weights, training=False):
+        """``x -> logits`` with other values, tensors, in place of the trainable variables'."""
+        given = iter(weights)
+        values = [
+            next(given) if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
+        ]
+        return lambda x: self._call(values, x, training)
+
 
 class _Outline(keras.Operation):
     """A function whose output shape can be asked for."""

@@ -7,7 +7,7 @@ import math
 from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
-from keras_emr.models import MODELS
+from keras_emr.models import make_model
 from keras_emr_cli.progress import warn
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
@@ -19,6 +19,8 @@ _PRESET_DECIDES = {
     "emr_decay_epochs": "schedule",
     "emr_warmup": "schedule",
 }
+# Training images whose pixels give the mean and deviation of `--normalization data`.
+_SEEN_FOR_NORMALIZATION = 10_000
 
 
 def number(ratio):
@@ -35,6 +37,10 @@ def training_attack(s, channels):
             f"--attack {', '.join(TRAINED_ATTACKS)}."
         )
     options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.attack_objective}
+    if s.attack == "fast-fgsm":  # Wong et al., ICLR 2020
+        length = 1.25 * float(s.epsilon) if s.step_size is None else float(s.step_size)
+        start = s.start or "uniform"
+        return ATTACKS.get("pgd")(**options, steps=1, step_size=length, start=start)
     if s.attack != "fgsm":
         options["steps"] = s.steps or 10
     if s.attack in ("pgd", "bim") and s.step_size is not None:
@@ -115,6 +121,13 @@ def defense(s):
             "margin": s.mail_margin,
             "burn_in": mail_burn_in(s),
         }
+    if s.label_smoothing:
+        if s.defense == "mart":
+            raise UserError(
+                "label_smoothing: MART's boosted cross-entropy has no smoothed form. Received: "
+                f"label_smoothing={s.label_smoothing:g} with defense mart. Leave it out."
+            )
+        options["label_smoothing"] = s.label_smoothing
     return get_defense(s.defense, **options)
 
 
@@ -167,14 +180,51 @@ def _require_defaults_beside_preset(s):
                 )
 
 
-def optimizer(s):
-    import keras
+def optimizer(s, steps):
+    """The classifier's optimizer; ``steps``: per epoch."""
+    from keras_emr.training import optimizers
+    from keras_emr.training.learning_rates import learning_rate
 
+    rate = learning_rate(
+        s.lr_schedule, s.learning_rate, steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
+    )
+    options = {
+        "weight_decay": s.weight_decay,
+        "decayed": s.weight_decay_of,
+        "global_clipnorm": s.clip_norm or None,
+    }
     if s.optimizer == "sgd":
-        return keras.optimizers.SGD(
-            s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay or None
-        )
-    return keras.optimizers.AdamW(s.learning_rate, weight_decay=s.weight_decay)
+        return optimizers.SGD(rate, s.momentum, s.nesterov, **options)
+    return optimizers.AdamW(rate, **options)
+
+
+def averaging(s, steps):
+    """How the weights are averaged, or ``None``; ``steps``: per epoch."""
+    from keras_emr.training.averaging import EMA, SWA
+
+    statistics = {} if s.averaging_statistics is None else {"statistics": s.averaging_statistics}
+    if s.averaging == "ema":
+        return EMA(s.averaging_decay, s.averaging_start or 1, **statistics)
+    if s.averaging == "swa":
+        return SWA(s.averaging_start or s.epochs * 3 // 4 + 1, steps, **statistics)
+    return None
+
+
+def overfitting_guard(s):
+    """Largest fall of validation robust accuracy, or ``None``."""
+    if s.overfitting_guard is not None:
+        return s.overfitting_guard if s.overfitting_guard < 1 else None
+    return 0.2 if s.attack in ("fgsm", "fast-fgsm") else None
+
+
+def network(s, data):
+    """The classifier's network, with freshly seeded weights unless it comes from a file."""
+    normalization = s.normalization
+    if normalization == "data":
+        images = data.x_train[:_SEEN_FOR_NORMALIZATION]
+        mean, std = images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))
+        normalization = (mean.tolist(), std.clip(min=1e-3).tolist())
+    return make_model(s.model, data.image_shape, data.classes, s.activation, normalization)
 
 
 def classifier(s, data, standard=False):
@@ -182,11 +232,14 @@ def classifier(s, data, standard=False):
     import keras
 
     from keras_emr.attacks.pgd import PGD
+    from keras_emr.regularizers.schedules import WarmUp
     from keras_emr.training.classifier import RobustClassifier
+    from keras_emr.training.weight_perturbation import AWP
 
     keras.utils.set_random_seed(s.seed)
     keras.config.set_dtype_policy(s.precision)
-    model = MODELS.get(s.model)(data.image_shape, data.classes)
+    model = network(s, data)
+    steps = steps_per_epoch(len(data.x_train), s.batch_size)
     attacked = not standard and s.defense != "standard"
     robust = RobustClassifier(
         model,
@@ -196,9 +249,12 @@ def classifier(s, data, standard=False):
         eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
         maximizer_update=s.maximizer_update,
+        averaging=averaging(s, steps),
+        weight_perturbation=AWP(s.awp, s.awp_warmup) if s.awp and attacked else None,
+        epsilon_schedule=WarmUp(s.epsilon_warmup) if s.epsilon_warmup and attacked else None,
         seed=s.seed,
     )
-    robust.compile(optimizer(s), maximizer_optimizer=maximizer_optimizer(s))
+    robust.compile(optimizer(s, steps), maximizer_optimizer=maximizer_optimizer(s))
     return robust
 
 

@@ -10,10 +10,10 @@ import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
+from keras_emr_cli.attack_settings import PREPROCESSINGS
 from keras_emr_cli.compare_report import REPORT, show, write
-from keras_emr_cli.settings import Merged, Setting, merge, options
+from keras_emr_cli.settings import BACKENDS, SEEDS, Merged, Setting, merge, options
 from keras_emr_cli.targets import load_model, require_same_data, resolve
-from keras_emr_cli.train_settings import BACKENDS, PREPROCESSINGS, SEEDS
 
 S = Setting
 COMPARE_MAXIMIZERS = [

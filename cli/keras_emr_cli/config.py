@@ -35,7 +35,16 @@ def init(file):
 
 
 @command.command()
-@click.option("--config", metavar="FILE", help="YAML file of settings.")
+def recipes():
+    """List the recipes that `--config recipe:NAME` knows, and how sure each is."""
+    from keras_emr.recipes import describe, names
+
+    for name in names():
+        click.echo(f"{name}: {describe(name)['Sure']}")
+
+
+@command.command()
+@click.option("--config", metavar="FILE", help="YAML file of settings, or recipe:NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options(TRAIN)
 def show(config, as_json, **flags):

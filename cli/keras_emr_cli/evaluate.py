@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 
 from keras_emr.errors import UserError
+from keras_emr_cli.evaluate_settings import EVALUATE
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.targets import filled, load_model, require_same_data, resolve
-from keras_emr_cli.train_settings import EVALUATE
 
 EXIT_RESUMABLE = 75
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from keras_emr.errors import UserError
-from keras_emr_cli.settings import Merged, Ratio, merge, options
-from keras_emr_cli.train_settings import BACKENDS, EXPORT
+from keras_emr_cli.evaluate_settings import EXPORT
+from keras_emr_cli.settings import BACKENDS, Merged, Ratio, merge, options
 
 EXIT_GATE = 4
 _EPSILON = "8/255"  # of a .keras file that does not say

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import click
 from keras_emr.errors import UserError, unknown
 
 AUTO = "auto"
+BACKENDS = ("tensorflow", "jax", "torch")
+NORMS = ("linf", "l2")
+SEEDS = 2**31  # what Keras accepts on every backend
 
 
 class Ratio(float):
@@ -43,6 +46,7 @@ class Setting:
     (lists).
     ``default``: ``None`` shows as ``auto`` where ``auto`` says what that means.
     ``low``, ``high``: bounds, ``low_open`` excludes the lower one. ``names``: a list of choices.
+    ``check``: of a text: returns it, or raises :class:`UserError`.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Setting:
     high: float | None = None
     low_open: bool = False
     group: str = "run"
+    check: Callable[[str], str] | None = None
 
     @property
     def flag(self) -> str:
@@ -119,7 +124,7 @@ class Setting:
             return names
         if self.kind == "choice" and str(raw) not in self.choices:
             raise unknown(self.name.replace("_", " "), str(raw), self.choices)
-        return str(raw)
+        return self.check(str(raw)) if self.check else str(raw)
 
     def _expected(self):
         if self.kind == "ratio":
@@ -130,7 +135,7 @@ class Setting:
                 "float": "a number",
                 "bool": "true or false",
                 "ints": "whole numbers separated by commas",
-                "text": "text",
+                "text": f"one of: {', '.join(self.choices)}" if self.choices else "text",
                 "names": f"names separated by commas: {', '.join(self.choices)}",
             }.get(self.kind, self.kind)
         if self.low is not None:
@@ -142,6 +147,11 @@ class Setting:
     def _error(self, raw, where, expected):
         shown = "nothing" if raw is None else repr(raw)
         return UserError(f"{where}: bad value. Received: {shown}. Expected {expected}.")
+
+
+def grouped(name: str, *settings: Setting) -> list[Setting]:
+    """``settings`` under a heading of their own in the config template."""
+    return [replace(setting, group=name) for setting in settings]
 
 
 @dataclass(frozen=True)
@@ -169,9 +179,15 @@ class Merged:
 
 
 def read_config(path: str, table: Sequence[Setting]) -> dict[str, Any]:
-    """The mapping in YAML file ``path``; unknown keys are refused with the nearest known one."""
+    """The mapping in YAML file ``path`` or ``recipe:NAME``.
+
+    Unknown keys are refused with the nearest known one.
+    """
     import yaml
 
+    from keras_emr.recipes import locate
+
+    path = locate(path)
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:

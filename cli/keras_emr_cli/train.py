@@ -15,10 +15,15 @@ from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out"}
+_RESUMABLE |= {"early_stopping", "overfitting_guard"}
 
 
 @click.command(name="train")
-@click.option("--config", metavar="FILE", help="YAML file of settings (`keras-emr config init`).")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="YAML file of settings (`keras-emr config init`), or recipe:NAME (`config recipes`).",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -56,8 +61,11 @@ def _settings(flags, config, resume, overwrite) -> Merged:
             burn_in = {"mail_burn_in": before.mail_burn_in}
             settings = Merged({**settings.values, **burn_in}, settings.origins)
         had, now = before.plain(), _settled(settings)
+        fixed = {"epochs"} if before.lr_schedule in ("cosine", "cyclic") else set()
         for name, value in settings.plain().items():
-            if name not in _RESUMABLE and now.values[name] != before.values[name]:
+            if (name not in _RESUMABLE or name in fixed) and now.values[name] != before.values[
+                name
+            ]:
                 raise UserError(
                     f"{name}: a resumed run keeps its settings. Received: {value}, the run has "
                     f"{had[name]}. Leave it out, or train anew in another --out."
@@ -70,8 +78,9 @@ def _settings(flags, config, resume, overwrite) -> Merged:
 def _settled(s) -> Merged:
     """What ``config.yaml`` keeps: the same run from whichever folder, for however many epochs."""
     from keras_emr.data.registry import located
+    from keras_emr.models.registry import located as located_model
 
-    values = {**s.values, "data": located(s.data)}
+    values = {**s.values, "data": located(s.data), "model": located_model(s.model)}
     if s.maximizer is not None:
         values["maximizer"] = str(Path(s.maximizer).resolve())
     if s.defense.startswith("mail-"):
@@ -81,7 +90,9 @@ def _settled(s) -> Merged:
 
 def _fresh(s):
     """``runs/digits-small-cnn-trades-emr``, numbered from the second on."""
-    parts = [Path(s.data).stem, s.model, s.defense]
+    from keras_emr.models.registry import short_name
+
+    parts = [Path(s.data).stem, short_name(s.model), s.defense]
     parts += [s.attack] * (s.attack in TRAINED_ATTACKS) + ["emr"] * bool(s.emr)
     name = "-".join(parts)
     candidate, number = Path("runs") / name, 1
@@ -150,7 +161,7 @@ def _require_same_data(folder, data):
 def _train_all(settings, data, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, steps_per_epoch
+    from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
     from keras_emr_cli.progress import EpochReport
 
     steps = steps_per_epoch(len(data.x_train), settings.batch_size)
@@ -171,6 +182,8 @@ def _train_all(settings, data, folder, robust, resume, stop, reporter):
             stop=stop,
             callbacks=[EpochReport(reporter, title, settings.epochs, steps)],
             maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
+            patience=settings.early_stopping,
+            overfitting_guard=overfitting_guard(settings),
         )
     return runs
 

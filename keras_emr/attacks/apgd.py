@@ -1,5 +1,6 @@
 """Auto-PGD (Croce and Hein, ICML 2020)."""
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,7 +214,8 @@ class APGD(Attack):
         return _choose(state.fooled, state.fooling, state.best)
 
     def __call__(self, objective, x, sampler, classes=None):
-        attack = self.with_defaults(keep="best_loss")
+        attack = copy.copy(self)
+        attack.keep = self.keep or "best_loss"
         return super(APGD, attack).__call__(objective, x, sampler, classes)
 
 

@@ -215,10 +215,24 @@ class Attack(Part):
             broken | best[2],
         )
 
+    # Options that are lengths, beside epsilon.
+    lengths = ()
+
+    def scaled(self, factor):
+        """This attack with epsilon and its steps ``factor`` times as long, a scalar tensor.
+
+        For use within a compiled step, which need not be compiled anew for another factor.
+        """
+        attack = copy.copy(self)
+        for name in ("epsilon", *self.lengths):
+            length = getattr(self, name)
+            setattr(attack, name, None if length is None else length * factor)
+        return attack
+
     def with_defaults(self, **defaults):
         """This attack with the options that were left at ``None`` filled in."""
         config = self.get_config()
-        for key, value in defaults.items():
-            if key in config and config[key] is None:
-                config[key] = value
-        return type(self)(**config)
+        missing = {k: v for k, v in defaults.items() if k in config and config[k] is None}
+        if not missing:
+            return self  # also where epsilon is a tensor (`scaled`)
+        return type(self)(**{**config, **missing})

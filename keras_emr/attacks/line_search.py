@@ -39,6 +39,7 @@ class LineSearch(Attack):
     """
 
     name = "line-search"
+    lengths = ("initial_step",)
 
     def __init__(
         self,
@@ -102,5 +103,7 @@ class LineSearch(Attack):
         (size,) = backend.loop(self.trials - 1, trial, (first,), unroll=objective.unroll)
         if not self.warm:
             return (moved(size),)
-        longest = max(self.alpha, 2 * self.epsilon)
+        longest = self.alpha
+        if self.initial_step is not None:
+            longest = ops.maximum(ops.cast(longest, x.dtype), 2 * self.epsilon)
         return moved(size), ops.minimum(size / self.shrink, longest)

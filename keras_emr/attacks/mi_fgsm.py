@@ -31,6 +31,7 @@ class MIFGSM(Attack):
     """
 
     name = "mi-fgsm"
+    lengths = ("step_size",)
 
     def __init__(
         self,

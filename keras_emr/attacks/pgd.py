@@ -33,6 +33,7 @@ class PGD(Attack):
     """
 
     name = "pgd"
+    lengths = ("step_size",)
 
     def __init__(
         self,

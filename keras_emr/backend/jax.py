@@ -105,6 +105,10 @@ def devices():
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on JAX."""
 
+    def _settle(self):
+        """Give the variables the values that ``fit`` and ``evaluate`` hold in their stead."""
+        self.jax_state_sync()
+
     def _stateless(self, state, compute):
         """``compute()`` as a pure function of ``state``.
 
@@ -129,9 +133,16 @@ class StepMixin:
         trainable, non_trainable, optimizer_variables, metrics = state
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
+        x_adv, offsets = None, []
+        if self.weight_perturbation is not None and not self._maximizer_alone:
+            (x_adv, offsets), (non_trainable, metrics) = self._stateless(
+                (trainable, non_trainable, metrics), lambda: self.perturb(x, y, sample_weight)
+            )
+            trainable = [w + offset for w, offset in zip(trainable, offsets, strict=True)]
+
         def scaled_loss(trainable):
             def compute():
-                loss, logs = self.robust_step(x, y, sample_weight, training=True)
+                loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
                 return self.optimizer.scale_loss(loss), logs
 
             (loss, logs), new = self._stateless(
@@ -147,6 +158,12 @@ class StepMixin:
             trainable, optimizer_variables = self.optimizer.stateless_apply(
                 optimizer_variables, gradients, trainable
             )
+            if offsets:
+                trainable = [w - offset for w, offset in zip(trainable, offsets, strict=True)]
+            if self.averaging is not None:
+                _, (non_trainable, metrics) = self._stateless(
+                    (trainable, non_trainable, metrics), self.average_step
+                )
         if self._maximizer_alone or self._learns == "alternating":
             more, (non_trainable, metrics) = self._stateless(
                 (trainable, non_trainable, metrics), lambda: self.maximizer_step(x, y)

@@ -120,16 +120,27 @@ def devices():
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on TensorFlow."""
 
+    def _settle(self):
+        """Nothing to do: variables hold their values during ``fit``."""
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._maximizer_alone:
             return self.maximizer_step(x, y)
+        x_adv, offsets = None, []
+        if self.weight_perturbation is not None:
+            x_adv, offsets = self.perturb(x, y, sample_weight)
+            offsets = _after((x_adv, offsets), offsets)
+            self.move_weights(offsets, 1)
         with tf.GradientTape() as tape:
-            loss, logs = self.robust_step(x, y, sample_weight, training=True)
+            loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
         gradients = _after((loss, logs), gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        if offsets:
+            self.move_weights(offsets, -1)
+        self.average_step()
         if self._learns == "alternating":
             logs |= self.maximizer_step(x, y)
         return logs

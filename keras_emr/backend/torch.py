@@ -167,17 +167,28 @@ def devices():
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on torch."""
 
+    def _settle(self):
+        """Nothing to do: variables hold their values during ``fit``."""
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._maximizer_alone:
             return self.maximizer_step(x, y)
-        loss, logs = self.robust_step(x, y, sample_weight, training=True)
+        x_adv, offsets = None, []
+        if self.weight_perturbation is not None:
+            x_adv, offsets = self.perturb(x, y, sample_weight)
+            with torch.no_grad():
+                self.move_weights(offsets, 1)
+        loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
         weights = self.trainable_weights
         gradients = torch.autograd.grad(
             self.optimizer.scale_loss(loss), [w.value for w in weights], allow_unused=True
         )
         with torch.no_grad():
             self.optimizer.apply(list(gradients), weights)
+            if offsets:
+                self.move_weights(offsets, -1)
+            self.average_step()
         if self._learns == "alternating":
             logs |= self.maximizer_step(x, y)
         return logs

@@ -1,7 +1,7 @@
 """Adversarial training (Madry et al., ICLR 2018)."""
 
 from keras_emr import losses
-from keras_emr.defenses.base import Defense
+from keras_emr.defenses.base import Defense, smoothing
 from keras_emr.errors import UserError
 from keras_emr.part import non_negative, register
 
@@ -13,21 +13,25 @@ class AdversarialTraining(Defense):
     Args:
         clean_weight: share ``a`` of a clean term, in [0, 1):
             ``a CE(z(x), y) + (1 - a) CE(z(x_adv), y)`` (Goodfellow et al., ICLR 2015; GAT).
+        label_smoothing: share ``s`` of :func:`keras_emr.losses.cross_entropy`, in [0, 1); the
+            attack's objective is not smoothed.
     """
 
     name = "at"
 
-    def __init__(self, clean_weight=0.0):
+    def __init__(self, clean_weight=0.0, label_smoothing=0.0):
         self.clean_weight = non_negative("clean_weight", clean_weight)
         if self.clean_weight >= 1:
             raise UserError(
                 f"clean_weight must be below 1. Received: {clean_weight!r}. Use defense standard."
             )
         self.needs_clean = self.clean_weight > 0
+        self.label_smoothing = smoothing(label_smoothing)
 
     def loss(self, y, clean, adversarial, epoch):
-        attacked = losses.cross_entropy(y, adversarial)
+        attacked = losses.cross_entropy(y, adversarial, self.label_smoothing)
         if not self.needs_clean:
             return attacked
         share = self.clean_weight
-        return share * losses.cross_entropy(y, clean) + (1 - share) * attacked
+        clean_loss = losses.cross_entropy(y, clean, self.label_smoothing)
+        return share * clean_loss + (1 - share) * attacked

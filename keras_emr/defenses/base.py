@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from keras_emr.part import Part
+from keras_emr.errors import UserError
+from keras_emr.part import Part, non_negative
 
 
 class Defense(Part):
@@ -34,3 +35,10 @@ class Defense(Part):
             (N,) losses, float32 or wider.
         """
         raise NotImplementedError
+
+
+def smoothing(value):
+    """``value`` as a share of label smoothing. Raises :class:`UserError` unless in [0, 1)."""
+    if non_negative("label_smoothing", value) >= 1:
+        raise UserError(f"label_smoothing must be below 1. Received: {value!r}.")
+    return float(value)

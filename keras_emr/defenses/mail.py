@@ -3,9 +3,10 @@
 from keras import ops
 
 from keras_emr import losses
-from keras_emr.defenses.base import Defense
+from keras_emr.defenses.base import Defense, smoothing
 from keras_emr.defenses.mart import MART
 from keras_emr.defenses.trades import TRADES
+from keras_emr.errors import UserError
 from keras_emr.part import non_negative, one_of, register, whole
 
 BASES = ("at", "trades", "mart")
@@ -37,6 +38,8 @@ class MAIL(Defense):
         burn_in: epochs of the unweighted base method before reweighting starts (the released
             schedule: 76 of 120).
         beta: of the base method; ``None``: 5, the released setting.
+        label_smoothing: as in the base method; not with ``mart``, whose boosted cross-entropy has
+            no such form.
     """
 
     name = "mail"
@@ -51,6 +54,7 @@ class MAIL(Defense):
         margin="adversarial",
         burn_in=76,
         beta=None,
+        label_smoothing=0.0,
     ):
         self.base = one_of("MAIL base", base, BASES)
         self.normalization = one_of("MAIL normalization", normalization, NORMALIZATIONS)
@@ -60,6 +64,12 @@ class MAIL(Defense):
         self.bias = _SETTINGS[base][1] if bias is None else float(bias)
         self.constant = non_negative("constant", constant)
         self.beta = non_negative("beta", 5.0 if beta is None else beta)
+        self.label_smoothing = smoothing(label_smoothing)
+        if self.label_smoothing and base == "mart":
+            raise UserError(
+                "MART's boosted cross-entropy has no smoothed form. Received: "
+                f"label_smoothing={label_smoothing!r} with base 'mart'. Use at or trades."
+            )
         self.name = f"mail-{base}"
         self.needs_clean = base != "at" or margin != "adversarial"
         family = TRADES if base == "trades" else MART
@@ -85,8 +95,9 @@ class MAIL(Defense):
         omega = self.weights(y, clean, adversarial, epoch)
         if self.base == "trades":
             divergence = losses.kl_divergence(clean, adversarial)
-            return losses.cross_entropy(y, clean) + self.beta * omega * divergence
+            smooth = losses.cross_entropy(y, clean, self.label_smoothing)
+            return smooth + self.beta * omega * divergence
         if self.base == "mart":
             boosted = losses.boosted_cross_entropy(y, adversarial)
             return omega * boosted + self.beta * losses.weighted_kl(y, clean, adversarial)
-        return omega * losses.cross_entropy(y, adversarial)
+        return omega * losses.cross_entropy(y, adversarial, self.label_smoothing)

@@ -1,7 +1,7 @@
 """TRADES (Zhang et al., ICML 2019)."""
 
 from keras_emr import losses
-from keras_emr.defenses.base import Defense
+from keras_emr.defenses.base import Defense, smoothing
 from keras_emr.part import non_negative, register
 
 
@@ -16,6 +16,8 @@ class TRADES(Defense):
 
     Args:
         beta: weight of the divergence, >= 0. The authors use 6 on CIFAR-10 and 1 on MNIST.
+        label_smoothing: share ``s`` of :func:`keras_emr.losses.cross_entropy`, in [0, 1); of the
+            first term alone.
     """
 
     name = "trades"
@@ -27,9 +29,10 @@ class TRADES(Defense):
         "noise_at_zero": True,
     }
 
-    def __init__(self, beta=6.0):
+    def __init__(self, beta=6.0, label_smoothing=0.0):
         self.beta = non_negative("beta", beta)
+        self.label_smoothing = smoothing(label_smoothing)
 
     def loss(self, y, clean, adversarial, epoch):
         divergence = losses.kl_divergence(clean, adversarial)
-        return losses.cross_entropy(y, clean) + self.beta * divergence
+        return losses.cross_entropy(y, clean, self.label_smoothing) + self.beta * divergence

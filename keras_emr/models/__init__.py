@@ -1,11 +1,21 @@
 """Classifiers from [0, 1] images to logits, made of plain Keras layers only."""
 
-from keras_emr.registry import Registry
-
-MODELS = Registry(
-    "model",
-    {
-        "small-cnn": "keras_emr.models.small_cnn:small_cnn",
-        "mlp": "keras_emr.models.mlp:mlp",
-    },
+from keras_emr.models.registry import (
+    ACTIVATIONS,
+    LEAKY_SLOPE,
+    MODEL_NAMES,
+    MODELS,
+    NORMALIZATIONS,
+    check_model_name,
+    make_model,
 )
+
+__all__ = [
+    "ACTIVATIONS",
+    "LEAKY_SLOPE",
+    "MODELS",
+    "MODEL_NAMES",
+    "NORMALIZATIONS",
+    "check_model_name",
+    "make_model",
+]

@@ -64,6 +64,62 @@ class StopOnNonFinite(keras.callbacks.Callback):
             )
 
 
+class CatastrophicOverfitting(TrainingDiverged):
+    """Validation accuracy under PGD has collapsed; the message names the epoch and both values."""
+
+
+class OverfittingGuard(keras.callbacks.Callback):
+    """Raise :class:`CatastrophicOverfitting` when a single-step defense stops defending.
+
+    After an epoch whose robust accuracy on validation data is more than ``fall`` below the best so
+    far. That epoch is not saved: put it before :class:`Recorder`. (Wong et al., ICLR 2020, look at
+    PGD-5 on one training batch, and stop at a fall by 0.2.)
+
+    Args:
+        fall: largest fall allowed, > 0.
+        rows: history so far, of a resumed run.
+        monitor: the log that is watched.
+    """
+
+    def __init__(self, fall=0.2, rows=(), monitor="val_robust_accuracy"):
+        super().__init__()
+        self.fall, self.monitor = fall, monitor
+        self.best = max((row[monitor] for row in rows), default=0.0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        value = logs[self.monitor]
+        if value < self.best - self.fall:
+            raise CatastrophicOverfitting(
+                f"catastrophic overfitting: {self.monitor} fell from {self.best:.3f} to "
+                f"{value:.3f} at the end of epoch {epoch + 1}. Use more attack steps, a smaller "
+                "step size or a lower learning rate."
+            )
+        self.best = max(self.best, value)
+
+
+class StopEarly(keras.callbacks.Callback):
+    """End training when the best epoch lies ``patience`` epochs back. Put it after the recorder.
+
+    Args:
+        recorder: :class:`Recorder`, which knows the history, a resumed run's included.
+        patience: epochs without a better one, >= 1.
+    """
+
+    def __init__(self, recorder, patience):
+        super().__init__()
+        self.recorder, self.patience = recorder, patience
+
+    @property
+    def due(self):
+        """Whether it is time."""
+        rows = self.recorder.rows
+        return bool(rows) and len(rows) - self.recorder.best["epoch"] >= self.patience
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.due:
+            self.model.stop_training = True
+
+
 class EffectiveMarginLogger(keras.callbacks.Callback):
     """Adds effective margins on fixed images to each epoch's logs.
 
@@ -89,7 +145,9 @@ class EffectiveMarginLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         from keras_emr.evaluation.margins import summarize
 
-        summary = summarize(self._measure(self.x, self.y), self.epsilon, self.norm)
+        with self.model.averaged():
+            measured = self._measure(self.x, self.y)
+        summary = summarize(measured, self.epsilon, self.norm)
         for key in (
             "effective_margin_l2",
             "effective_margin_linf",
@@ -143,7 +201,8 @@ class StopAfter(keras.callbacks.Callback):
 class Recorder(keras.callbacks.Callback):
     """Writes a run folder: each epoch's ``history.jsonl`` line, ``best``, ``last``, checkpoint.
 
-    Beside ``best.keras`` the learned maximizer of that epoch, if there is one.
+    ``best`` and ``last`` have the averaged weights where there are any. Beside ``best.keras`` the
+    learned maximizer of that epoch, if there is one.
 
     The checkpoint comes last: whatever moment a run is killed at, resuming repeats at most the
     epoch that was under way.
@@ -179,9 +238,10 @@ class Recorder(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 3)})
         self.folder.write_history(self.rows)
-        if self.best is self.rows[-1]:
-            self.folder.save_model(self.model.model, self.folder.best)
-            if self.model.maximizer is not None:
-                self.folder.save_model(self.model.maximizer, self.folder.maximizer)
-        self.folder.save_model(self.model.model, self.folder.last)
+        with self.model.averaged():
+            if self.best is self.rows[-1]:
+                self.folder.save_model(self.model.model, self.folder.best)
+                if self.model.maximizer is not None:
+                    self.folder.save_model(self.model.maximizer, self.folder.maximizer)
+            self.folder.save_model(self.model.model, self.folder.last)
         self.folder.save_model(self.model, self.folder.state)

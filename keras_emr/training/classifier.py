@@ -19,8 +19,11 @@ from keras_emr.network import Network
 from keras_emr.part import one_of, register
 from keras_emr.regularizers import effective_margin as _effective_margin  # noqa: F401
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
+from keras_emr.training.averaging import AveragedWeights
 from keras_emr.training.callbacks import EpochTracker
 from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
+from keras_emr.training.saving import Saving
+from keras_emr.training.weight_perturbation import WeightPerturbation
 
 # Loading a saved classifier finds parts by their registered names: all must have been imported.
 ATTACKS.load_all()
@@ -38,7 +41,14 @@ class PerExampleMean(keras.losses.Loss):
 
 
 @register
-class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
+class RobustClassifier(
+    AveragedWeights,
+    WeightPerturbation,
+    MaximizerTraining,
+    Saving,
+    backend.StepMixin,
+    keras.Model,
+):
     """Trains ``model`` with a defense, an attack and regularizers; ``fit`` is Keras's own.
 
     Each batch: the attack searches ``x_adv`` (inner maximisation), the defense turns the logits
@@ -73,6 +83,12 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         maximizer_update: ``joint``: one attack serves both updates of a batch; ``alternating``:
             after the classifier's update the batch is attacked anew for phi's (Jiang et al.,
             AISTATS 2021; a second attack per batch); ``frozen``: phi stays as it is.
+        averaging: ``None``, or an ``EMA`` or ``SWA`` of ``keras_emr.training.averaging``:
+            validation and ``evaluate`` then use the averaged weights; save within
+            :meth:`averaged`.
+        weight_perturbation: ``None``, or an ``AWP`` of ``keras_emr.training.weight_perturbation``.
+        epsilon_schedule: ``None``, or a schedule of ``keras_emr.regularizers.schedules`` for the
+            training attack's epsilon and step size, e.g. ``WarmUp(5)``.
         seed: of the training attack's noise; not shared with the model's own seeds.
 
     Raises:
@@ -88,6 +104,9 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         eval_attack=None,
         attack_mode="inference",
         maximizer_update="joint",
+        averaging=None,
+        weight_perturbation=None,
+        epsilon_schedule=None,
         seed=0,
         **kwargs,
     ):
@@ -129,6 +148,14 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
             regularizer.check(model, defense.needs_adversarial)
         self.attack_mode = one_of("attack_mode", attack_mode, ATTACK_MODES)
         self.maximizer_update = one_of("maximizer_update", maximizer_update, MAXIMIZER_UPDATES)
+        self.averaging, self._swapped = averaging, False
+        self.weight_perturbation = weight_perturbation
+        self.epsilon_schedule = epsilon_schedule
+        if weight_perturbation is not None and not defense.needs_adversarial:
+            raise UserError(
+                "weights are perturbed for a defense with an attack. Received: "
+                f"defense={defense.name!r} with weight_perturbation. Use at or trades."
+            )
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 
@@ -163,6 +190,7 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
             # A call, not `build`: a subclassed model may have no other way to make its weights.
             self.model(keras.KerasTensor((None, *input_shape[1:])))
         require_logits(self.model, input_shape[1:])
+        self._build_averages()
         if self.maximizer is not None:
             self._build_maximizer(input_shape)
 
@@ -210,18 +238,6 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
             )
             self._build_maximizer_optimizer()
 
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        if config and self.maximizer_optimizer is not None:
-            optimizer = keras.saving.serialize_keras_object(self.maximizer_optimizer)
-            config = {**config, "maximizer_optimizer": optimizer}
-        return config
-
-    def compile_from_config(self, config):
-        # Keras skips compilation on loading where `compile` is overridden.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
@@ -243,9 +259,16 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         name = attack.objective or "cross_entropy"
         return Objective(logits_fn, name, x, y, unroll=self.jit_compile)
 
+    @property
+    def training_attack(self):
+        """The attack of a training step, with the epsilon of the epoch under way."""
+        if self.epsilon_schedule is None or self.attack is None:
+            return self.attack
+        return self.attack.scaled(self.epsilon_schedule(ops.maximum(self.epoch.value, 0)))
+
     def find_adversarial(self, network, x, y, training):
         """Inner maximisation: adversarial images for a batch, or ``None`` without an attack."""
-        attack = self.attack if training else self.eval_attack
+        attack = self.training_attack if training else self.eval_attack
         if attack is None or (training and not self.defense.needs_adversarial):
             return None
         if training and self._learns == "joint":
@@ -254,8 +277,11 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         sampler = StreamSampler(self.attack_seed if training else VALIDATION_SEED)
         return attack(objective, x, sampler, self._classes(network, attack))
 
-    def robust_step(self, x, y, sample_weight, training):
+    def robust_step(self, x, y, sample_weight, training, x_adv=None):
         """The computation that every backend's ``train_step`` and ``test_step`` share.
+
+        Args:
+            x_adv: adversarial images that were found already.
 
         Returns:
             ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
@@ -263,7 +289,8 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
         x, y = self._as_batch(x, y)
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
-        x_adv = self.find_adversarial(network, x, y, training)
+        if x_adv is None:
+            x_adv = self.find_adversarial(network, x, y, training)
 
         # Clean and adversarial images in passes of their own: in one batch they would share
         # BatchNorm statistics, which is another algorithm.
@@ -316,44 +343,3 @@ class RobustClassifier(MaximizerTraining, backend.StepMixin, keras.Model):
     def _classes(network, attack):
         # A subclassed model that was never called does not know; only this start asks.
         return network.classes if attack.start == "odi" else None
-
-    # Keras keeps the state of seed generators out of weight files; without it a resumed run
-    # would repeat the noise of the first epochs.
-    def _seed_states(self):
-        weights = {id(v) for v in self.weights}
-        return [v for v in super().non_trainable_variables if id(v) not in weights]
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for i, variable in enumerate(self._seed_states()):
-            store[f"seed_{i}"] = ops.convert_to_numpy(variable)
-
-    def load_own_variables(self, store):
-        for i, variable in enumerate(self._seed_states()):
-            variable.assign(store[f"seed_{i}"])
-        super().load_own_variables(
-            {key: store[key] for key in store.keys() if not key.startswith("seed_")}
-        )
-
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "model": serialize(self.model),
-            "defense": serialize(self.defense),
-            "attack": serialize(self._given["attack"]),
-            "regularizers": [serialize(r) for r in self._given["regularizers"]],
-            "eval_attack": serialize(self._given["eval_attack"]),
-            "attack_mode": self.attack_mode,
-            "maximizer_update": self.maximizer_update,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        deserialize = keras.saving.deserialize_keras_object
-        config = dict(config)
-        for key in ("model", "defense", "attack", "eval_attack"):
-            config[key] = deserialize(config[key])
-        config["regularizers"] = [deserialize(r) for r in config["regularizers"]]
-        return cls(**config)

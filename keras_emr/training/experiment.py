@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import keras
@@ -12,8 +13,10 @@ from keras_emr.part import whole
 from keras_emr.training.callbacks import (
     EffectiveMarginLogger,
     Interrupted,
+    OverfittingGuard,
     Recorder,
     StopAfter,
+    StopEarly,
     StopOnNonFinite,
 )
 from keras_emr.training.run_folder import RunFolder
@@ -46,13 +49,15 @@ def train(
     stop=None,
     callbacks=(),
     maximizer_warmup=0,
+    patience=None,
+    overfitting_guard=None,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
     ``best.keras`` is the epoch with the highest robust accuracy on the *validation* set (clean
     accuracy for a defense without attack); the test set is never looked at. Both it and
-    ``last.keras`` are the plain inner model. The order of the examples is a function of
-    (seed, epoch).
+    ``last.keras`` are the plain inner model, with averaged weights where the classifier averages.
+    The order of the examples is a function of (seed, epoch).
 
     Args:
         classifier: compiled :class:`RobustClassifier`; with ``resume`` it is replaced by the one
@@ -67,13 +72,17 @@ def train(
         callbacks: further Keras callbacks.
         maximizer_warmup: batches on which a learned maximizer is trained alone before the first
             epoch, against the untrained classifier.
+        patience: end when so many epochs in a row were no better than the best; ``None``: never.
+        overfitting_guard: largest fall of validation robust accuracy below its best, e.g. 0.2;
+            ``None``: any.
 
     Returns:
         :class:`TrainedRun`.
 
     Raises:
         UserError: bad arguments, or the folder has no checkpoint to resume.
-        TrainingDiverged: the loss became NaN or infinite; the last good epoch is kept.
+        TrainingDiverged: the loss became NaN or infinite, or robust accuracy fell by more than
+            ``overfitting_guard`` (:class:`CatastrophicOverfitting`); the last good epoch is kept.
         Interrupted: ``stop`` was tripped; ``last.keras`` holds the weights of that moment.
     """
     whole("epochs", epochs, 1)
@@ -100,9 +109,13 @@ def train(
         else []
     )
     # Order matters: a diverged epoch is never saved, and margins are logged before the recorder.
-    ordered = [StopOnNonFinite(), *margins, recorder, *callbacks, *([stop] if stop else [])]
+    guards = [StopOnNonFinite()]
+    if overfitting_guard is not None and attacked:
+        guards.append(OverfittingGuard(overfitting_guard, rows))
+    early = StopEarly(recorder, math.inf if patience is None else whole("patience", patience, 1))
+    ordered = [*guards, *margins, recorder, early, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
-    if len(rows) < epochs:
+    if len(rows) < epochs and not early.due:
         batches = TrainBatches(data.x_train, data.y_train, batch_size, seed)
         try:
             if maximizer_warmup and not rows:
@@ -124,7 +137,8 @@ def train(
                 callbacks=ordered,
             )
         except Interrupted:
-            folder.save_model(classifier.model, folder.last)
+            with classifier.averaged():
+                folder.save_model(classifier.model, folder.last)
             raise
     return TrainedRun(folder, recorder.rows, recorder.best, monitor)
 

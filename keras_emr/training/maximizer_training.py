@@ -82,11 +82,10 @@ class MaximizerTraining:
 
     def train_maximizer(self, network, x, y):
         """Attack a batch with the learned maximizer and update phi; returns the images."""
-        objective = self._objective(network, self.attack, x, y, training=True)
-        drawn = self.attack.draw(
-            x, StreamSampler(self.attack_seed), self._classes(network, self.attack)
-        )
-        x_adv, value, gradients = self.attack.meta_gradient(objective, x, drawn)
+        attack = self.training_attack
+        objective = self._objective(network, attack, x, y, training=True)
+        drawn = attack.draw(x, StreamSampler(self.attack_seed), self._classes(network, attack))
+        x_adv, value, gradients = attack.meta_gradient(objective, x, drawn)
         skipped = ascend(self.maximizer_optimizer, gradients, self.maximizer.variables)
         self.inner_loss_metric.update_state(value)
         self.skipped_metric.update_state(skipped)

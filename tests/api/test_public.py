@@ -7,9 +7,11 @@ import keras_emr
 
 PUBLIC = [
     "APGD",
+    "AWP",
     "AdversarialTraining",
     "AutoAttack",
     "BIM",
+    "EMA",
     "EffectiveMarginLogger",
     "EffectiveMarginRegularizer",
     "FGSM",
@@ -21,6 +23,7 @@ PUBLIC = [
     "MART",
     "PGD",
     "RobustClassifier",
+    "SWA",
     "Standard",
     "TRADES",
     "UserError",
@@ -28,6 +31,7 @@ PUBLIC = [
     "effective_margins",
     "evaluate_attack",
     "load_data",
+    "make_model",
     "margin_summary",
     "mlp",
     "small_cnn",

@@ -16,18 +16,18 @@ def settings(**flags):
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_weight_decay_takes_every_weight_with_it(capfd, name):
-    """Decoupled: with no gradient a weight shrinks by rate x decay, a bias too; as help says."""
+    """With no gradient a weight shrinks by rate x decay at first, a bias too; as help says."""
     import keras
 
     from keras_emr_cli.build import optimizer
 
     text = " ".join(call(capfd, "train", "--help").out.split())
-    assert "Decoupled decay of every weight, biases included." in text
+    assert "Decay every weight, as the published recipes do, or spare biases and BatchNorm." in text
     layers = [keras.layers.Dense(3), keras.layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((2,)), *layers])
     for variable in model.trainable_variables:
         variable.assign(np.full(variable.shape, 2.0))
-    chosen = optimizer(settings(optimizer=name, learning_rate="0.5", weight_decay="0.1"))
+    chosen = optimizer(settings(optimizer=name, learning_rate="0.5", weight_decay="0.1"), 7)
     zeros = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
     chosen.apply(zeros, model.trainable_variables)
     assert len(zeros) == 4  # kernel, bias, gamma, beta
@@ -52,3 +52,79 @@ def test_a_preset_decides_its_options():
     (emr,) = regularizers(settings(emr_preset="at-emr-released", emr_center="true"))
     assert (emr.weight, emr.temperature, emr.reduction) == (3.0, 40.0, "released")
     assert emr.schedule is not None and emr.center
+
+
+def built(**flags):
+    """The classifier of a run on 54 images of 8x8x1 and 2 classes, 3 steps an epoch."""
+    from keras_emr.data.dataset import from_arrays
+    from keras_emr_cli.build import classifier
+    from tests.cli.harness import arrays
+
+    flags = {"model": "mlp", "batch_size": "16", "emr": "0", **flags}
+    return classifier(settings(**flags), from_arrays(arrays(), validation=0.1))
+
+
+def test_training_extras_reach_the_classifier():
+    from keras_emr.training.averaging import EMA, SWA
+
+    robust = built(averaging="ema", averaging_decay="0.9", awp="0.02", awp_warmup="3")
+    assert isinstance(robust.averaging, EMA) and robust.averaging.decay == 0.9
+    assert robust.averaging.statistics == "copy"
+    assert (robust.weight_perturbation.gamma, robust.weight_perturbation.warmup) == (0.02, 3)
+    assert robust.epsilon_schedule is None
+    robust = built(averaging="swa", epochs="8", epsilon_warmup="4", clip_norm="2")
+    assert isinstance(robust.averaging, SWA)
+    # Epochs 7 and 8 of 8, at the end of each: 54 // 16 steps.
+    assert (robust.averaging.start, robust.averaging.every) == (7, 3)
+    assert robust.averaging.statistics == "average"
+    assert robust.epsilon_schedule.epochs == 4 and robust.weight_perturbation is None
+    assert robust.optimizer.global_clipnorm == 2.0
+
+
+def test_standard_training_has_no_use_for_what_is_adversarial():
+    robust = built(defense="standard", awp="0.02", epsilon_warmup="4")
+    assert robust.weight_perturbation is None and robust.epsilon_schedule is None
+
+
+def test_fast_fgsm_is_one_long_step_from_noise():
+    attack = built(attack="fast-fgsm", defense="at", epsilon="8/255").training_attack
+    facts = (attack.name, attack.steps, attack.start, attack.restarts)
+    assert facts == ("pgd", 1, "uniform", 1)
+    assert attack.alpha == pytest.approx(10 / 255) and attack.epsilon == 8 / 255
+    shorter = built(attack="fast-fgsm", defense="at", step_size="0.01").training_attack
+    assert shorter.alpha == 0.01
+
+
+@pytest.mark.parametrize(
+    ("flags", "guard"),
+    [
+        ({"attack": "fast-fgsm"}, 0.2),
+        ({"attack": "fgsm"}, 0.2),
+        ({"attack": "pgd"}, None),
+        ({"attack": "pgd", "overfitting_guard": "0.3"}, 0.3),
+        ({"attack": "fgsm", "overfitting_guard": "1"}, None),
+    ],
+)
+def test_the_guard_is_on_for_single_steps(flags, guard):
+    from keras_emr_cli.build import overfitting_guard
+
+    assert overfitting_guard(settings(**flags)) == guard
+
+
+def test_label_smoothing_reaches_the_defense():
+    for name in ("standard", "at", "trades", "mail-at"):
+        assert built(defense=name, label_smoothing="0.1").defense.label_smoothing == 0.1
+
+
+def test_normalization_by_the_data():
+    import keras
+
+    from tests.cli.harness import arrays
+
+    robust = built(normalization="data", activation="tanh")
+    layer = robust.model.layers[0]
+    assert robust.model.layers[2].activation.__name__ == "tanh"
+    x = arrays()["x_train"]
+    normalized = keras.ops.convert_to_numpy(layer(x))
+    assert normalized.mean() == pytest.approx(0, abs=0.05)
+    assert normalized.std() == pytest.approx(1, abs=0.05)

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from keras_emr import __version__
-from keras_emr_cli.train_settings import EVALUATE, EXPORT, TRAIN
+from keras_emr_cli.evaluate_settings import EVALUATE, EXPORT
+from keras_emr_cli.train_settings import TRAIN
 from tests.cli.harness import assert_error, call, python, shell
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib")

@@ -162,6 +162,6 @@ def test_times_must_be_at_least_one(learned, capfd):
 
 def test_the_preprocessings_are_the_librarys():
     from keras_emr.maximizers import preprocessing
-    from keras_emr_cli.train_settings import PREPROCESSINGS
+    from keras_emr_cli.attack_settings import PREPROCESSINGS
 
     assert PREPROCESSINGS == preprocessing.PREPROCESSINGS

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_emr.models import MODELS
+from keras_emr.models import MODELS, make_model
 from keras_emr.models.mlp import mlp
 from keras_emr.models.small_cnn import small_cnn
 
@@ -122,11 +122,13 @@ def test_mlp_computes_what_its_weights_say():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS.names)
+@pytest.mark.parametrize("name", [*MODELS.names, "wide-resnet-10-1", "wide-resnet-10-1-emr"])
 def test_models_are_made_of_built_in_layers_only(name):
     """tests/cli loads saved files in a process that cannot import ``keras_emr``."""
-    model = MODELS.get(name)((8, 8, 1), 3)
-    assert type(model) is keras.Sequential
+    side = 32 if name == "vgg16" else 8
+    model = make_model(name, (side, side, 3), 3, normalization="cifar10")
+    assert type(model) in (keras.Sequential, keras.src.models.Functional)
+    assert len(model.layers) == len(getattr(model, "operations", model.layers))
     for layer in model.layers:
         assert getattr(keras.layers, type(layer).__name__) is type(layer)
         assert not isinstance(layer, keras.layers.Lambda)

@@ -78,6 +78,12 @@ def test_one_optimizer_step_agrees_to_1e_5(results):
         assert_close(results, name, 1e-5)
 
 
+def test_three_steps_with_everything_around_them_agree(results):
+    """AWP, SGD with decay and clipping, a schedule, growing epsilon, an average: to 1e-4."""
+    for name in names(results, "extras/"):
+        assert_close(results, name, 1e-4)
+
+
 def test_finite_difference_emr_agrees_within_its_rounding(results):
     """Dividing by h = 0.01 magnifies float32 rounding a hundredfold."""
     for name in names(results, "emr_difference/"):

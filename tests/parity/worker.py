@@ -16,6 +16,11 @@ from keras_emr.attacks.base import Objective
 from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.evaluation.attack_run import AttackRun
 from keras_emr.network import Network
+from keras_emr.regularizers.schedules import WarmUp
+from keras_emr.training.averaging import EMA
+from keras_emr.training.learning_rates import learning_rate
+from keras_emr.training.optimizers import SGD
+from keras_emr.training.weight_perturbation import AWP
 
 EPSILON = 0.1
 EMR = [
@@ -186,6 +191,24 @@ def main(source, target):
         keep(f"step_loss/{name}", history.history["loss"][0])
         for i, weight in enumerate(model.weights):
             keep(f"step/{name}/{i}", weight.value)
+
+    # Two steps of everything that surrounds one: perturbed weights, the recipes' SGD, an average.
+    attack = FixedAttack(EPSILON, steps=1, step_size=0.0).with_defaults(start="uniform")
+    robust = ke.RobustClassifier(
+        fresh(given),
+        ke.TRADES(6.0, label_smoothing=0.1),
+        attack=attack,
+        averaging=EMA(0.5),
+        weight_perturbation=AWP(0.01),
+        epsilon_schedule=WarmUp(2),
+    )
+    rate = learning_rate("cyclic", 0.1, 1, 4, warmup=1)
+    robust.compile(SGD(rate, nesterov=True, weight_decay=0.01, global_clipnorm=5.0))
+    options = {"batch_size": 64, "epochs": 3, "shuffle": False, "verbose": 0}
+    robust.fit(given["x"], given["y"], **options)
+    with robust.averaged():
+        for i, weight in enumerate(robust.model.weights):
+            keep(f"extras/{i}", weight.value)
     keep("backend", np.array(backend.NAME))
     np.savez(target, **out)
 
