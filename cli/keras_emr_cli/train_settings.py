@@ -12,6 +12,8 @@ BACKENDS = ("tensorflow", "jax", "torch")
 PREPROCESSINGS = ("rms", "sign", "raw", "max_abs", "log_sign", "adam_ratio")
 NORMS = ("linf", "l2")
 SEEDS = 2**31  # what Keras accepts on every backend
+# As keras_emr.data.augment has them, which imports numpy.
+AUGMENTATIONS = ("none", "cifar")
 
 
 def mail_burn_in(s):
@@ -24,10 +26,55 @@ def _group(name, *settings):
 
 
 S = Setting
+
+
+def _reading(skip_bad=None, stream=None):
+    """How data are read; without defaults where a run may say it."""
+    run = None if stream else "the run's, or "
+    return [
+        S(
+            "image_size",
+            "text",
+            None,
+            "HxW that pictures are resized to.",
+            auto="the size that all have" if stream else "the run's, or the size that all have",
+        ),
+        S(
+            "skip_bad",
+            "bool",
+            skip_bad,
+            "Leave out pictures that cannot be used, and say so.",
+            auto=run and run + "no",
+        ),
+        S(
+            "stream",
+            "choice",
+            stream,
+            "Read pictures and TFDS batch by batch; auto: above 2 GiB.",
+            ("auto", "always", "never"),
+            auto=run and run + "auto",
+        ),
+        S(
+            "tfds_dir",
+            "text",
+            None,
+            "Folder of prepared TFDS data sets.",
+            auto="TFDS_DATA_DIR, or ~/tensorflow_datasets",
+        ),
+    ]
+
+
+READING = _reading()
 TRAIN = [
     *_group(
         "data and model",
-        S("data", "text", "digits", "Data set: digits, FILE.npz, or a folder of MNIST idx files."),
+        S(
+            "data",
+            "text",
+            "digits",
+            "Data set: digits, FILE.npz, a folder of MNIST idx files or of class folders of"
+            " pictures, or tfds:NAME[:VERSION].",
+        ),
         S("model", "choice", "small-cnn", "Network to train.", MODELS.names),
         S(
             "validation",
@@ -38,6 +85,30 @@ TRAIN = [
             low_open=True,
         ),
         S("split_seed", "int", 0, "Seed of the train / validation / test split.", low=0),
+        *_reading(skip_bad=False, stream="auto"),
+        S(
+            "augment",
+            "choice",
+            "none",
+            "Random changes of training images; cifar: pad by 4 and crop, flip.",
+            AUGMENTATIONS,
+        ),
+        S(
+            "extra_data",
+            "text",
+            None,
+            "More training data, such as generated images: .npz of x_train, y_train.",
+            auto="none",
+        ),
+        S(
+            "extra_ratio",
+            "float",
+            0.3,
+            "Share of every batch that comes from --extra-data.",
+            low=0,
+            high=1,
+            low_open=True,
+        ),
     ),
     *_group(
         "defense",
@@ -337,6 +408,7 @@ TRAIN = [
 
 EVALUATE = [
     S("data", "text", None, "Data set.", auto="the run's"),
+    *READING,
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
     S(
         "attacks",
@@ -462,6 +534,7 @@ EXPORT = [
     S("name", "text", None, "Name of the model in the store.", auto="the run's, or the file's"),
     S("version", "text", "auto", "A number, or auto: the highest so far + 1."),
     S("data", "text", None, "Data set.", auto="the run's"),
+    *READING,
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
     S(
         "epsilon",

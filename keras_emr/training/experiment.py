@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_emr.data.batches import TrainBatches
+from keras_emr.data.batches import EvalBatches, TrainBatches
+from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
 from keras_emr.part import whole
 from keras_emr.training.callbacks import (
@@ -46,6 +47,8 @@ def train(
     stop=None,
     callbacks=(),
     maximizer_warmup=0,
+    augment="none",
+    extra=None,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
@@ -67,6 +70,8 @@ def train(
         callbacks: further Keras callbacks.
         maximizer_warmup: batches on which a learned maximizer is trained alone before the first
             epoch, against the untrained classifier.
+        augment: augmentation of the training images, see :mod:`keras_emr.data.augment`.
+        extra: :class:`keras_emr.data.extra.ExtraData` to mix into the training batches.
 
     Returns:
         :class:`TrainedRun`.
@@ -103,7 +108,7 @@ def train(
     ordered = [StopOnNonFinite(), *margins, recorder, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs:
-        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed)
+        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra)
         try:
             if maximizer_warmup and not rows:
                 classifier.fit_maximizer(
@@ -115,8 +120,7 @@ def train(
                 )
             classifier.fit(
                 batches,
-                validation_data=(data.x_val, data.y_val),
-                validation_batch_size=_even_batches(len(data.x_val)),
+                **_validation(data.x_val, data.y_val),
                 epochs=epochs,
                 initial_epoch=len(rows),
                 shuffle=False,
@@ -138,6 +142,14 @@ def _load(path):
             f"checkpoint cannot be loaded: {reason} Received: {str(path)!r}. Start again with "
             "--overwrite."
         ) from None
+
+
+def _validation(x, y):
+    """How ``fit`` takes validation images: as they are, or read batch by batch."""
+    size = _even_batches(len(x))
+    if isinstance(x, StoredImages):
+        return {"validation_data": EvalBatches(x, y, size)}
+    return {"validation_data": (x, y), "validation_batch_size": size}
 
 
 def _even_batches(n, largest=256):
