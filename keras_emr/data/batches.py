@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 
 from keras_emr.data.augment import AUGMENT_STREAM, augmentation
 from keras_emr.data.extra import ExtraData
 from keras_emr.data.order import epoch_order, random_words
+from keras_emr.data.read_ahead import ReadAhead
 from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
 
-# Readers of stored images: more than one, for while one waits for the disk another can decode.
-_READERS = 2
+# Batches that are begun while one is trained on, where images are on disk.
+_AHEAD = 2
 
 
 class TrainBatches(keras.utils.PyDataset):
@@ -51,8 +54,8 @@ class TrainBatches(keras.utils.PyDataset):
         augment: str = "none",
         extra: ExtraData | None = None,
     ):
-        # Slicing an array is cheap; threads would only add overhead.
-        super().__init__(workers=1 if isinstance(x, np.ndarray) else _READERS)
+        # One worker: Keras's queue would run ahead of the epoch's order. See ReadAhead.
+        super().__init__(workers=1)
         batch_size = _check(x, y, batch_size)
         self._extra = extra
         self._others = extra.share_of(batch_size) if extra else 0
@@ -60,12 +63,14 @@ class TrainBatches(keras.utils.PyDataset):
         self.batch_size = self._own + self._others
         self.x, self.y, self.seed = x, y, seed
         self._augment = augmentation(augment)
+        # Slicing an array is cheap; threads would only add overhead.
+        self._ahead = ReadAhead() if isinstance(x, StoredImages) else None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of epoch ``epoch`` (from 0)."""
-        self._order = epoch_order(len(self.x), self.seed, epoch)
         self.epoch = epoch
+        self._order = epoch_order(len(self.x), self.seed, epoch)
 
     def __len__(self) -> int:
         return len(self.x) // self._own
@@ -74,8 +79,15 @@ class TrainBatches(keras.utils.PyDataset):
         """``(x, y)`` of batch ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        # One look at the epoch: it must not change between the parts of a batch.
-        epoch, order = self.epoch, self._order
+        # One look at the epoch, which must not change between the parts of a batch.
+        epoch, make = self.epoch, functools.partial(self._make, self._order)
+        if self._ahead is None:
+            return make((epoch, index))
+        following = range(index, min(index + 1 + _AHEAD, len(self)))
+        return self._ahead.get([(epoch, i) for i in following], make)
+
+    def _make(self, order: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        epoch, index = key
         chosen = order[index * self._own : (index + 1) * self._own]
         x, y = self.x[chosen], self.y[chosen]
         step = epoch * len(self) + index

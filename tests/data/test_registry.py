@@ -8,7 +8,6 @@ import pytest
 from keras_emr.data import available, load
 from keras_emr.errors import UserError
 
-
 KINDS = "digits, FILE.npz, FOLDER (of idx files, or of class folders), tfds:NAME[:VERSION]"
 
 
@@ -41,8 +40,7 @@ def test_a_file_of_another_kind(tmp_path):
     path = tmp_path / "images.csv"
     path.write_text("1,2")
     assert message(str(path)) == (
-        f"data file is of an unknown kind. Received: {str(path)!r}."
-        f" Expected one of: {KINDS}"
+        f"data file is of an unknown kind. Received: {str(path)!r}. Expected one of: {KINDS}"
     )
 
 

@@ -1,5 +1,7 @@
 """Images that stay on disk: the same numbers as in memory, in every order of batches."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import keras_emr as ke
 from keras_emr.data import TrainBatches, load
 from keras_emr.data.batches import EvalBatches
+from keras_emr.data.order import epoch_order
 from keras_emr.data.stored import MEMORY_BOUND, StoredImages, fits_memory
 from keras_emr.errors import UserError
 from keras_emr.training.experiment import train
@@ -57,48 +60,32 @@ def test_what_fits_memory():
 
 
 class Seen(keras.Model):
-    """Notes every batch that ``fit`` hands to it."""
+    """Notes the labels of every batch that ``fit`` hands to it."""
 
     def __init__(self):
         super().__init__()
         self.w = self.add_weight(shape=(), name="w")
+        self.seen = []
 
     def call(self, x):
-        keras.ops.shape(x)
         return keras.ops.sum(x, axis=(1, 2, 3)) * self.w
 
+    def train_step(self, data):
+        self.seen.append(np.array(data[1]))
+        return super().train_step(data)
 
-def test_fit_gets_each_epochs_batches_from_reading_threads(both):
+
+def test_fit_gets_each_epochs_batches_while_threads_read(both):
     """Readers run ahead of the training; they must not run ahead of the epoch's order."""
     stored = both[1]
-    batches = TrainBatches(stored.x_train, stored.y_train, 8, seed=4)
-    assert batches.workers > 1
-    asked = {}
-    plain = TrainBatches.__getitem__
-
-    def note(self, index):
-        asked.setdefault(self.epoch, []).append((index, plain(self, index)[1].tolist()))
-        return plain(self, index)
-
+    batches = TrainBatches(stored.x_train, np.arange(60), 8, seed=4)
+    assert batches.workers == 1  # Keras's own queue starts before the epoch is known
     model = Seen()
     model.compile("sgd", "mse", run_eagerly=True)
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, _: batches.set_epoch(e))
-    trained_on = []
-    model.train_step, step = (
-        lambda *data: trained_on.append(np.array(data[-1][1])) or step(*data),
-        model.train_step,
-    )
-    TrainBatches.__getitem__, before = note, TrainBatches.__getitem__
-    try:
-        model.fit(batches, epochs=5, initial_epoch=2, shuffle=False, verbose=0, callbacks=[follow])
-    finally:
-        TrainBatches.__getitem__ = before
-    assert len(trained_on) == 3 * len(batches)
-    for epoch in (2, 3, 4):
-        batches.set_epoch(epoch)
-        for index in range(len(batches)):
-            got = trained_on[(epoch - 2) * len(batches) + index]
-            np.testing.assert_array_equal(got, batches[index][1])
+    model.fit(batches, epochs=5, initial_epoch=2, shuffle=False, verbose=0, callbacks=[follow])
+    expected = np.concatenate([epoch_order(60, 4, epoch)[:56] for epoch in (2, 3, 4)])
+    np.testing.assert_array_equal(np.concatenate(model.seen), expected)
 
 
 def test_training_gives_the_same_weights_and_metrics(both, tmp_path):
@@ -117,6 +104,28 @@ def test_training_gives_the_same_weights_and_metrics(both, tmp_path):
     assert rows == stored_rows and len(rows) == 2
     for a, b in zip(weights, stored_weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_batches_are_begun_ahead_and_given_by_their_number(both, monkeypatch):
+    stored = both[1]
+    read, reading = [], threading.Event()
+    plain = StoredImages.__getitem__
+
+    def slow(self, key):
+        read.append(np.array(key))
+        if len(read) == 3:
+            reading.set()
+        return plain(self, key)
+
+    monkeypatch.setattr(StoredImages, "__getitem__", slow)
+    batches = TrainBatches(stored.x_train, np.arange(60), 8, seed=1)
+    order = epoch_order(60, 1, 0)
+    np.testing.assert_array_equal(batches[0][1], order[:8])
+    assert reading.wait(10)  # two more, before anybody asks
+    for index in (1, 5, 2, 2, 0):
+        np.testing.assert_array_equal(batches[index][1], order[8 * index : 8 * index + 8])
+    batches.set_epoch(7)  # whatever of the old epoch was begun is not of this one
+    np.testing.assert_array_equal(batches[1][1], epoch_order(60, 1, 7)[8:16])
 
 
 def test_validation_batches_hold_all_images_in_order(both):
