@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Callable
@@ -26,19 +27,22 @@ def open_records(file_format: str, shards: list) -> tuple[ReadRecords, int]:
     Raises:
         UserError: another format, or a damaged file.
     """
-    try:
-        if file_format == "array_record":
-            return _array_records(shards)
-        if file_format == "tfrecord":
-            return _tf_records(shards)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can fail in any way
-        raise damaged(str(shards[0].filename), error) from None
-    raise UserError(
-        f"tfds: file format cannot be read. Received: {file_format!r}. Expected array_record or"
-        " tfrecord: prepare it again in one of them."
-    )
+    if file_format not in _OPENERS:
+        raise UserError(
+            f"tfds: file format cannot be read. Received: {file_format!r}. Expected array_record or"
+            " tfrecord: prepare it again in one of them."
+        )
+
+    def guarded(function, *arguments):
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            raise damaged(str(shards[0].filename), error) from None
+
+    read, count = guarded(_OPENERS[file_format], shards)
+    return functools.partial(guarded, read), count
 
 
 def damaged(name: str, error: BaseException | str) -> UserError:
@@ -101,3 +105,6 @@ def _places(name: str) -> np.ndarray:
                 raise damaged(name, "the file ends inside a record")
             offset = end
     return np.array(found, np.int64).reshape(-1, 2)
+
+
+_OPENERS = {"array_record": _array_records, "tfrecord": _tf_records}
