@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from keras_emr_cli.progress import warn
+import click
+
 from keras_emr_cli.train_settings import READING
 
 
@@ -17,9 +18,15 @@ def load_data(settings, validation=None):
 
     share = {} if validation is None else {"validation": validation}
     data = load(settings.data, split_seed=settings.split_seed, **share, **reading(settings))
-    if data.skipped:
-        warn(f"{settings.data}: {len(data.skipped)} images left out; the first: {data.skipped[0]}")
+    warn_of_skipped(settings.data, data.skipped)
     return data
+
+
+def warn_of_skipped(source, skipped):
+    """A line on stderr where images were left out."""
+    if skipped:
+        text = f"{source}: {len(skipped)} images left out; the first: {skipped[0]}"
+        click.echo(f"Warning: {text}", err=True)
 
 
 def reading(settings):
