@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -83,7 +85,8 @@ def prepare(
         builder = builder_class(
             source, licence or source.licence, name, version, aside, file_format
         )
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints that it is "downloading"
+            builder.download_and_prepare()
         folder.parent.mkdir(exist_ok=True)
         os.rename(aside / name / version, folder)
     except OSError as error:
@@ -99,6 +102,7 @@ def prepare(
 
 def _builder_class():
     tfds = require_tfds()
+    tfds.disable_progress_bar()
     try:
         import importlib_resources  # noqa: F401  TFDS needs it for writing and does not say so
 
