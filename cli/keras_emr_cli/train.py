@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def _settled(s) -> Merged:
 
 def _fresh(s):
     """``runs/digits-small-cnn-trades-emr``, numbered from the second on."""
-    parts = [Path(s.data.removeprefix("tfds:").split(":")[0]).stem, s.model, s.defense]
+    data = re.sub("^(tfds|restricted-imagenet):", "", s.data).split(":")[0]
+    parts = [Path(data).stem, s.model, s.defense]
     parts += [s.attack] * (s.attack in TRAINED_ATTACKS) + ["emr"] * bool(s.emr)
     name = "-".join(parts)
     candidate, number = Path("runs") / name, 1

@@ -73,7 +73,7 @@ TRAIN = [
             "text",
             "digits",
             "Data set: digits, FILE.npz, a folder of MNIST idx files or of class folders of"
-            " pictures, or tfds:NAME[:VERSION].",
+            " pictures, restricted-imagenet:FOLDER, or tfds:NAME[:VERSION].",
         ),
         S("model", "choice", "small-cnn", "Network to train.", MODELS.names),
         S(

@@ -35,6 +35,15 @@ def list_pictures(
     return found
 
 
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders of the training set.
+
+    Raises:
+        UserError: splits that are not clear.
+    """
+    return [path.name for path in _folders(_split_folders(folder)["train"])]
+
+
 def is_picture(name: str) -> bool:
     """Whether a file is a picture by its name."""
     return os.path.splitext(name)[1].lower() in SUFFIXES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from keras_emr.data import restricted_imagenet
 from keras_emr.data.checks import check_arrays
 from keras_emr.data.dataset import Dataset, from_arrays
 from keras_emr.data.digits import IMAGES, LICENCE, load_digits_arrays, load_split_digits
@@ -17,6 +18,7 @@ from keras_emr.data.tfds import PREFIX, open_tfds
 from keras_emr.errors import UserError, unknown
 
 _NAMED = {"digits": load_split_digits}
+_STORED = ("pictures", "restricted-imagenet", "tfds")
 _KINDS = ("digits", "FILE.npz", "FOLDER (of idx files, or of class folders)", "tfds:NAME[:VERSION]")
 
 
@@ -34,9 +36,9 @@ def load(
 
     Args:
         source: ``"digits"``; the path of an ``.npz`` file; a folder with the four MNIST-style idx
-            files; a folder of pictures, ``CLASS/...`` or ``train|val|test/CLASS/...``; or
-            ``"tfds:NAME[:VERSION]"``, prepared on this machine. A name wins over a path: write
-            ``./digits`` for a folder of that name.
+            files; a folder of pictures, ``CLASS/...`` or ``train|val|test/CLASS/...``;
+            ``"restricted-imagenet:FOLDER"``; or ``"tfds:NAME[:VERSION]"``, prepared on this
+            machine. A name wins over a path: write ``./digits`` for a folder of that name.
         split_seed: int >= 0; decides which examples are held out for validation and, where the
             source has no test set, for the test.
         validation: the share held out for validation, in (0, 1), class-stratified, when the source
@@ -62,7 +64,7 @@ def load(
     split = {"split_seed": split_seed, "validation": validation}
     options = {"image_size": image_size, "skip_bad": skip_bad, "stream": stream}
     kind, path = _kind(os.fspath(source))
-    if kind in ("pictures", "tfds"):
+    if kind in _STORED:
         return to_dataset(_open_stored(kind, path, options, tfds_dir), **split)
     _refuse_options(os.fspath(source), options)
     if kind == "named":
@@ -86,7 +88,7 @@ def open_source(
     """
     options = {"image_size": image_size, "skip_bad": skip_bad, "stream": stream}
     kind, path = _kind(source)
-    if kind in ("pictures", "tfds"):
+    if kind in _STORED:
         return _open_stored(kind, path, options, tfds_dir)
     _refuse_options(source, options)
     if kind == "named":
@@ -103,7 +105,8 @@ def located(source: str) -> str:
     """
     if not source or source in _NAMED or source.startswith(PREFIX):
         return source
-    return os.path.abspath(os.path.expanduser(source))
+    prefix = restricted_imagenet.PREFIX if source.startswith(restricted_imagenet.PREFIX) else ""
+    return prefix + os.path.abspath(os.path.expanduser(source.removeprefix(prefix)))
 
 
 def available() -> list[dict]:
@@ -138,6 +141,13 @@ def available() -> list[dict]:
             **facts,
         },
         {
+            "name": "restricted-imagenet:FOLDER",
+            "what": "nine classes of an ImageNet folder, train/n.../ and val/n.../ (the test set)",
+            "images": None,
+            "classes": len(restricted_imagenet.RANGES),
+            "shape": None,
+        },
+        {
             "name": "tfds:NAME[:VERSION]",
             "what": "TFDS data set that is prepared on this machine (keras-emr data prepare)",
             **facts,
@@ -152,6 +162,11 @@ def _kind(source: str) -> tuple[str, str]:
     if source.startswith(PREFIX):
         return "tfds", source.removeprefix(PREFIX)
     path = located(source)
+    if path.startswith(restricted_imagenet.PREFIX):
+        path = path.removeprefix(restricted_imagenet.PREFIX)
+        if not os.path.isdir(path):
+            raise UserError(f"data folder not found. Received: {source!r}. Check the path.")
+        return "restricted-imagenet", path
     is_npz = path.lower().endswith(".npz")
     if is_npz and os.path.exists(path):
         return "npz", path
@@ -170,6 +185,8 @@ def _kind(source: str) -> tuple[str, str]:
 def _open_stored(kind: str, path: str, options: dict, tfds_dir) -> Source:
     if kind == "pictures":
         return open_image_folder(path, **options)
+    if kind == "restricted-imagenet":
+        return restricted_imagenet.open_restricted_imagenet(path, **options)
     if options["skip_bad"]:
         raise UserError("skip_bad: only for a folder of pictures. Received: TFDS. Leave it out.")
     return open_tfds(path, tfds_dir, image_size=options["image_size"], stream=options["stream"])

@@ -71,6 +71,7 @@ def test_available_agrees_with_what_is_loaded():
         "FILE.npz",
         "FOLDER",
         "FOLDER",
+        "restricted-imagenet:FOLDER",
         "tfds:NAME[:VERSION]",
     ]
     assert all(list(row) == ["name", "what", "images", "classes", "shape"] for row in rows)
