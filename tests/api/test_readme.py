@@ -74,6 +74,7 @@ def test_a_saved_classifier_loads_as_the_readme_says(tmp_path, imports):
 def test_flags_in_the_readme_exist():
     sys.path.insert(0, str(ROOT / "cli"))
     import click
+
     from keras_emr_cli.main import cli
 
     def options(command, context):
