@@ -12,12 +12,15 @@ from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
 from keras_emr_cli.attack_settings import PREPROCESSINGS
 from keras_emr_cli.compare_report import REPORT, show, write
+from keras_emr_cli.load_data import load_data
+from keras_emr_cli.reading_settings import READING
 from keras_emr_cli.settings import BACKENDS, SEEDS, Merged, Setting, merge, options
 from keras_emr_cli.targets import load_model, require_same_data, resolve
 
 S = Setting
 COMPARE_MAXIMIZERS = [
     S("data", "text", None, "Data set.", auto="the first run's"),
+    *READING,
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the first run's, or 0"),
     S(
         "epsilon",
@@ -110,10 +113,7 @@ def maximizers(targets, config, overwrite, as_json, quiet, **flags):
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
-    from keras_emr.data import load
-
-    share = {"validation": validation} if its_own_data and validation else {}
-    data = load(settings.data, split_seed=settings.split_seed, **share)
+    data = load_data(settings, validation if its_own_data else None)
     if its_own_data:
         for job in jobs:
             if job["run"]:

@@ -13,6 +13,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.evaluate_settings import EVALUATE
+from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.targets import filled, load_model, require_same_data, resolve
 
@@ -60,14 +61,11 @@ def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flag
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
-    from keras_emr.data import load
-
     if served:
         from keras_emr_cli.evaluate_served import chosen
 
         settings = chosen(settings, path is not None)
-    share = {"validation": run["validation"]} if its_own_data else {}
-    data = load(settings.data, split_seed=settings.split_seed, **share)
+    data = load_data(settings, run["validation"] if its_own_data else None)
     if its_own_data:
         require_same_data(Path(target), data, settings)
     from keras_emr.training.callbacks import Interrupted, StopOnSignal

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from keras_emr.attacks import ATTACKS
+from keras_emr_cli.reading_settings import READING
 from keras_emr_cli.settings import BACKENDS, NORMS, SEEDS
 from keras_emr_cli.settings import Setting as S
 
 EVALUATE = [
     S("data", "text", None, "Data set.", auto="the run's"),
+    *READING,
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
     S(
         "attacks",
@@ -133,6 +135,7 @@ EXPORT = [
     S("name", "text", None, "Name of the model in the store.", auto="the run's, or the file's"),
     S("version", "text", "auto", "A number, or auto: the highest so far + 1."),
     S("data", "text", None, "Data set.", auto="the run's"),
+    *READING,
     S("split_seed", "int", None, "Seed of the split.", low=0, auto="the run's, or 0"),
     S(
         "epsilon",

@@ -11,6 +11,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.evaluate_settings import EXPORT
+from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import BACKENDS, Merged, Ratio, merge, options
 
 EXIT_GATE = 4
@@ -44,7 +45,6 @@ def command(target, store, checkpoint, with_attack, as_json, quiet, **flags):
         raise UserError(f"--epsilon: of the run is {settings.epsilon}. Expected more than 0.")
     backend = settings.backend or _trained_on(target) or "tensorflow"
     _require_installed(backend)
-    from keras_emr.data import load
     from keras_emr_cli.main import EXIT_FAILURE, fail
     from keras_emr_serving.export import ExportFailed, ParityError, export
     from keras_emr_serving.store import ModelFolder, check_version
@@ -52,8 +52,7 @@ def command(target, store, checkpoint, with_attack, as_json, quiet, **flags):
     # What is quick to refuse comes before the data is read.
     name = _default_name(path) if settings.name is None else settings.name
     ModelFolder(store, name).require_free(check_version(settings.version))
-    share = {"validation": run["validation"]} if its_own_data and run else {}
-    data = load(settings.data, split_seed=settings.split_seed, **share)
+    data = load_data(settings, run["validation"] if its_own_data and run else None)
     if its_own_data:
         require_same_data(target, data, settings)
     # A SIGTERM cleans up as Ctrl-C does; a kill leaves what no server loads, for the next export.

@@ -27,7 +27,7 @@ _COMMANDS = {
         "Which version of a model clients get: status, promote, rollback.",
     ),
     "predict": ("keras_emr_cli.predict", "Classify image files with a served model."),
-    "data": ("keras_emr_cli.data", "What data can be trained on."),
+    "data": ("keras_emr_cli.data", "What can be trained on: list it, inspect it, prepare it."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_emr.errors import UserError, unknown
 from keras_emr.models.loading import load_model as load_model
+from keras_emr_cli.reading_settings import READING
 from keras_emr_cli.settings import Merged, merge
 from keras_emr_cli.train_settings import TRAIN
 
@@ -42,7 +43,9 @@ def filled(settings, run, what):
             f"--epsilon: the run's is for another norm. Received: --norm {values['norm']}, the run "
             f"has {run['norm']}, epsilon {run['epsilon']}. Give --epsilon."
         )
-    for name in ("data", "split_seed", "epsilon", "norm"):
+    # How to read belongs to the data: the run's way is not for others.
+    reading = [setting.name for setting in READING] if values["data"] is None else []
+    for name in ("data", "split_seed", "epsilon", "norm", *reading):
         if values[name] is None:
             values[name] = run.get(name)
     for name in ("data", "epsilon"):

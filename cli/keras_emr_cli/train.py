@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
+from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
-_RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out"}
+# `stream` and `tfds_dir` do not change what is read, which has a hash.
+_RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "stream", "tfds_dir"}
 _RESUMABLE |= {"early_stopping", "overfitting_guard"}
 
 
@@ -38,10 +41,19 @@ def command(config, resume, overwrite, as_json, quiet, **flags):
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
-    from keras_emr.data import load
+    data = load_data(settings, settings.validation)
+    return _run(settings, data, _extra(settings, data), resume, overwrite, as_json, quiet)
 
-    data = load(settings.data, split_seed=settings.split_seed, validation=settings.validation)
-    return _run(settings, data, resume, overwrite, as_json, quiet)
+
+def _extra(settings, data):
+    """The extra training data, or ``None``; whatever is wrong with it is said now."""
+    if settings.extra_data is None:
+        return None
+    from keras_emr.data.extra import load_extra
+
+    extra = load_extra(settings.extra_data, settings.extra_ratio, data.image_shape, data.classes)
+    extra.share_of(settings.batch_size)
+    return extra
 
 
 def _settings(flags, config, resume, overwrite) -> Merged:
@@ -81,8 +93,9 @@ def _settled(s) -> Merged:
     from keras_emr.models.registry import located as located_model
 
     values = {**s.values, "data": located(s.data), "model": located_model(s.model)}
-    if s.maximizer is not None:
-        values["maximizer"] = str(Path(s.maximizer).resolve())
+    for name in ("maximizer", "extra_data", "tfds_dir"):
+        if values[name] is not None:
+            values[name] = str(Path(values[name]).expanduser().resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
     return Merged(values, s.origins)
@@ -92,7 +105,8 @@ def _fresh(s):
     """``runs/digits-small-cnn-trades-emr``, numbered from the second on."""
     from keras_emr.models.registry import short_name
 
-    parts = [Path(s.data).stem, short_name(s.model), s.defense]
+    data = re.sub("^(tfds|restricted-imagenet):", "", s.data).split(":")[0]
+    parts = [Path(data).stem, short_name(s.model), s.defense]
     parts += [s.attack] * (s.attack in TRAINED_ATTACKS) + ["emr"] * bool(s.emr)
     name = "-".join(parts)
     candidate, number = Path("runs") / name, 1
@@ -102,7 +116,7 @@ def _fresh(s):
     return candidate
 
 
-def _run(settings, data, resume, overwrite, as_json, quiet):
+def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     import yaml
 
     from keras_emr.training.callbacks import Interrupted, StopOnSignal, TrainingDiverged
@@ -115,7 +129,7 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
     folder = RunFolder(settings.out)
     folder.check(resume, overwrite)
     if resume:
-        _require_same_data(folder, data)
+        _require_same_data(folder, data, extra)
     robust = classifier(settings, data)  # every setting is checked before a file is written
     folder.prepare(overwrite)
     plain = _settled(settings).plain()
@@ -123,11 +137,13 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
     folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))
     facts = {"backend": settings.backend, "seed": settings.seed, "split_seed": settings.split_seed}
     environment = describe_environment(**facts, data=data.name, data_sha256=data.fingerprint)
+    if extra is not None:
+        environment["extra_data_sha256"] = extra.fingerprint
     folder.write_json(folder.environment, environment)
     stop = StopOnSignal()
     try:
         with Reporter(quiet) as reporter, signals_to(stop):
-            runs = _train_all(settings, data, folder, robust, resume, stop, reporter)
+            runs = _train_all(settings, data, extra, folder, robust, resume, stop, reporter)
             results = _judge(settings, data, runs, reporter, stop)
     except TrainingDiverged as error:
         kept = f"The last good epoch is in {folder.last}."
@@ -148,23 +164,28 @@ def _run(settings, data, resume, overwrite, as_json, quiet):
     return 0
 
 
-def _require_same_data(folder, data):
-    trained_on = folder.read_environment().get("data_sha256")
-    if trained_on != data.fingerprint:
-        raise UserError(
-            f"data: a resumed run needs the data it began with. Received: {data.name!r} with "
-            f"SHA-256 {data.fingerprint[:12]}, the run has {str(trained_on)[:12]}. Train anew in "
-            "another --out."
-        )
+def _require_same_data(folder, data, extra):
+    now = {"data": (data.name, data.fingerprint)}
+    if extra is not None:
+        now["extra_data"] = ("extra data", extra.fingerprint)
+    for field, (name, fingerprint) in now.items():
+        trained_on = folder.read_environment().get(f"{field}_sha256")
+        if trained_on != fingerprint:
+            raise UserError(
+                f"{field}: a resumed run needs the data it began with. Received: {name!r} with "
+                f"SHA-256 {fingerprint[:12]}, the run has {str(trained_on)[:12]}. Train anew in "
+                "another --out."
+            )
 
 
-def _train_all(settings, data, folder, robust, resume, stop, reporter):
+def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
     from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
     from keras_emr_cli.progress import EpochReport
 
-    steps = steps_per_epoch(len(data.x_train), settings.batch_size)
+    others = extra.share_of(settings.batch_size) if extra else 0
+    steps = steps_per_epoch(len(data.x_train), settings.batch_size - others)
     jobs = [(_title(settings), robust, folder.path)]
     if settings.baseline and settings.defense != "standard":
         jobs.append(("standard", None, folder.baseline))
@@ -184,6 +205,8 @@ def _train_all(settings, data, folder, robust, resume, stop, reporter):
             maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
             patience=settings.early_stopping,
             overfitting_guard=overfitting_guard(settings),
+            augment=settings.augment,
+            extra=extra,
         )
     return runs
 

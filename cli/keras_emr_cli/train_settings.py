@@ -5,8 +5,12 @@ from __future__ import annotations
 from keras_emr.defenses import DEFENSES
 from keras_emr.models import ACTIVATIONS, MODEL_NAMES, NORMALIZATIONS, check_model_name
 from keras_emr_cli.attack_settings import ATTACK
+from keras_emr_cli.reading_settings import reading
 from keras_emr_cli.settings import BACKENDS, SEEDS, grouped
 from keras_emr_cli.settings import Setting as S
+
+# As keras_emr.data.augment has them, which imports numpy.
+AUGMENTATIONS = ("none", "cifar")
 
 
 def mail_burn_in(s):
@@ -17,7 +21,13 @@ def mail_burn_in(s):
 TRAIN = [
     *grouped(
         "data and model",
-        S("data", "text", "digits", "Data set: digits, FILE.npz, or a folder of MNIST idx files."),
+        S(
+            "data",
+            "text",
+            "digits",
+            "Data set: digits, FILE.npz, a folder of MNIST idx files or of class folders of"
+            " pictures, restricted-imagenet:FOLDER, or tfds:NAME[:VERSION].",
+        ),
         S(
             "model",
             "text",
@@ -51,6 +61,30 @@ TRAIN = [
             low_open=True,
         ),
         S("split_seed", "int", 0, "Seed of the train / validation / test split.", low=0),
+        *reading(skip_bad=False, stream="auto"),
+        S(
+            "augment",
+            "choice",
+            "none",
+            "Random changes of training images; cifar: pad by 4 and crop, flip.",
+            AUGMENTATIONS,
+        ),
+        S(
+            "extra_data",
+            "text",
+            None,
+            "More training data, such as generated images: .npz of x_train, y_train.",
+            auto="none",
+        ),
+        S(
+            "extra_ratio",
+            "float",
+            0.3,
+            "Share of every batch that comes from --extra-data.",
+            low=0,
+            high=1,
+            low_open=True,
+        ),
     ),
     *grouped(
         "defense",

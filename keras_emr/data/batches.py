@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 
-from keras_emr.data.order import epoch_order
+from keras_emr.data.augment import AUGMENT_STREAM, augmentation
+from keras_emr.data.extra import ExtraData
+from keras_emr.data.order import epoch_order, random_words
+from keras_emr.data.read_ahead import ReadAhead
+from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
+
+# Batches that are begun while one is trained on, where images are on disk.
+_AHEAD = 2
 
 
 class TrainBatches(keras.utils.PyDataset):
     """Shuffled full batches; the order is :func:`epoch_order`, nothing else.
+
+    Every batch is a function of (seed, epoch, index), whether the images are in memory or read
+    from disk, by one thread or several, on every backend.
 
     The ragged remainder of an epoch is dropped. Each epoch has another order, so over time all
     examples are seen. With fewer examples than one batch, the only batch holds them all.
@@ -21,19 +33,38 @@ class TrainBatches(keras.utils.PyDataset):
     so counting there would be wrong, and would not survive a resume.
 
     Args:
-        x: images (N, H, W, C).
+        x: images (N, H, W, C), an array or :class:`keras_emr.data.stored.StoredImages`.
         y: labels (N,).
         batch_size: int >= 1.
         seed: int in [0, 2**63).
+        augment: name of an augmentation, see :mod:`keras_emr.data.augment`, or ``"none"``.
+        extra: :class:`keras_emr.data.extra.ExtraData`, which takes the places at a batch's end.
 
     Raises:
-        UserError: no examples, lengths that differ, or a bad batch size or seed.
+        UserError: no examples, lengths that differ, a bad batch size or seed, an unknown
+            augmentation, or extra data that do not fit.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int = 0):
-        super().__init__(workers=1)  # slicing is cheap; threads would only add overhead
-        self.batch_size = min(_check(x, y, batch_size), len(x))
+    def __init__(
+        self,
+        x: np.ndarray | StoredImages,
+        y: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        augment: str = "none",
+        extra: ExtraData | None = None,
+    ):
+        # One worker: Keras's queue would run ahead of the epoch's order. See ReadAhead.
+        super().__init__(workers=1)
+        batch_size = _check(x, y, batch_size)
+        self._extra = extra
+        self._others = extra.share_of(batch_size) if extra else 0
+        self._own = min(batch_size - self._others, len(x))
+        self.batch_size = self._own + self._others
         self.x, self.y, self.seed = x, y, seed
+        self._augment = augmentation(augment)
+        # Slicing an array is cheap; threads would only add overhead.
+        self._ahead = ReadAhead() if isinstance(x, StoredImages) else None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -42,12 +73,56 @@ class TrainBatches(keras.utils.PyDataset):
         self._order = epoch_order(len(self.x), self.seed, epoch)
 
     def __len__(self) -> int:
-        return len(self.x) // self.batch_size
+        return len(self.x) // self._own
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``(x, y)`` of batch ``index``."""
-        start = _start(self, index)
-        chosen = self._order[start : start + self.batch_size]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        # One look at the epoch, which must not change between the parts of a batch.
+        epoch, make = self.epoch, functools.partial(self._make, self._order)
+        if self._ahead is None:
+            return make((epoch, index))
+        following = range(index, min(index + 1 + _AHEAD, len(self)))
+        return self._ahead.get([(epoch, i) for i in following], make)
+
+    def _make(self, order: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        epoch, index = key
+        chosen = order[index * self._own : (index + 1) * self._own]
+        x, y = self.x[chosen], self.y[chosen]
+        step = epoch * len(self) + index
+        if self._extra is not None:
+            more_x, more_y = self._extra.take(self._others, step, self.seed)
+            x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
+        if self._augment is not None:
+            x = self._augment(x, random_words(len(x), self.seed, AUGMENT_STREAM + step))
+        return x, y
+
+
+class EvalBatches(keras.utils.PyDataset):
+    """All images in their order, read batch by batch: for validation images on disk.
+
+    Args:
+        x: images (N, H, W, C), indexable.
+        y: labels (N,).
+        batch_size: int >= 1; the last batch may be smaller.
+
+    Raises:
+        UserError: as :class:`TrainBatches`.
+    """
+
+    def __init__(self, x: StoredImages, y: np.ndarray, batch_size: int):
+        super().__init__(workers=1)
+        self.x, self.y, self.batch_size = x, y, _check(x, y, batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """``(x, y)`` of batch ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
         return self.x[chosen], self.y[chosen]
 
 
@@ -60,9 +135,3 @@ def _check(x: np.ndarray, y: np.ndarray, batch_size: int) -> int:
             f" Received: {len(x)} images and {len(y)} labels."
         )
     return int(batch_size)
-
-
-def _start(batches: TrainBatches, index: int) -> int:
-    if not 0 <= index < len(batches):
-        raise IndexError(f"batch {index} of {len(batches)}")
-    return index * batches.batch_size

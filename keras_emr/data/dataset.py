@@ -12,10 +12,15 @@ from keras_emr.data.checks import check_arrays, to_unit_float
 from keras_emr.data.split import check_fraction, stratified_split
 from keras_emr.errors import UserError
 
+NO_LICENCE = "not stated by the source"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images and labels, ready to train on.
+
+    What is too large for memory comes as :class:`keras_emr.data.stored.StoredImages`: the same
+    float32 images, read when they are indexed.
 
     Attributes:
         name: what reports call it.
@@ -25,6 +30,8 @@ class Dataset:
         class_names: K names, in label order.
         fingerprint: SHA-256 (hex) of the arrays as they came from the source, before they were
             split and scaled: it names the data, whatever the split.
+        licence: what the source says of its licence.
+        skipped: what was left out as unusable, a line each.
     """
 
     name: str
@@ -37,6 +44,18 @@ class Dataset:
     classes: int
     class_names: tuple[str, ...]
     fingerprint: str
+    licence: str = NO_LICENCE
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """``{"train": (x, y), "val": ..., "test": ...}``."""
+        return {p: (getattr(self, f"x_{p}"), getattr(self, f"y_{p}")) for p in _SPLITS}
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training images stay on disk."""
+        return not isinstance(self.x_train, np.ndarray)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -65,6 +84,7 @@ def from_arrays(
     split_seed: int = 0,
     validation: float = 0.1,
     source: Mapping[str, np.ndarray] | None = None,
+    licence: str = NO_LICENCE,
 ) -> Dataset:
     """Check arrays and make a :class:`Dataset` of them.
 
@@ -77,6 +97,7 @@ def from_arrays(
         validation: without ``x_val``, the share of the training set taken for it, in (0, 1),
             class-stratified. The test set is never touched.
         source: what to take the fingerprint of, when not of ``arrays``.
+        licence: what the source says of its licence.
 
     Returns:
         The data set. float32 images given with their own validation set are not copied.
@@ -107,7 +128,9 @@ def from_arrays(
         classes=classes,
         class_names=tuple(str(label) for label in range(classes)),
         fingerprint=fingerprint(arrays if source is None else source),
+        licence=licence,
     )
 
 
+_SPLITS = ("train", "val", "test")
 _FIELDS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")

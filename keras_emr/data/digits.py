@@ -8,6 +8,7 @@ from keras_emr.data.dataset import Dataset, from_arrays
 from keras_emr.data.split import check_fraction, stratified_split
 
 IMAGES = 1797
+LICENCE = "UCI Optical Recognition of Handwritten Digits, CC BY 4.0"
 TEST_IMAGES = 360  # 20 %, rounded up as scikit-learn's train_test_split does
 
 
@@ -47,4 +48,5 @@ def load_split_digits(split_seed: int = 0, validation: float = 0.1) -> Dataset:
         split_seed=split_seed,
         validation=round(validation * IMAGES) / len(rest),
         source={"x": x, "y": y},
+        licence=LICENCE,
     )

@@ -6,6 +6,7 @@ import lzma
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,34 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         UserError: no such file, not an archive, truncated or corrupt, an array is missing or is
             pickled. Pickles are never loaded: they could run code.
     """
-    path = Path(path)
+    return _read_chosen(Path(path), _wanted)
+
+
+def read_arrays(path: str | Path, names: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """The first of several sets of arrays that an archive has, unchecked.
+
+    Args:
+        path: an archive.
+        names: the sets, e.g. ``[("x", "y"), ("image", "label")]``.
+
+    Raises:
+        UserError: as :func:`read_npz`.
+    """
+
+    def choose(path: Path, present: list[str]) -> tuple[str, ...]:
+        for wanted in names:
+            if all(name in present for name in wanted):
+                return wanted
+        raise UserError(
+            f"data file lacks arrays. Received: {str(path)!r} with"
+            f" {', '.join(present) or 'no arrays'}. Expected"
+            f" {', or '.join(' and '.join(wanted) for wanted in names)}."
+        )
+
+    return _read_chosen(Path(path), choose)
+
+
+def _read_chosen(path: Path, choose) -> dict[str, np.ndarray]:
     if not os.path.exists(path):  # unlike Path.exists, false for a path that is too long
         raise UserError(f"data file not found. Received: {str(path)!r}. Check the path.")
     try:
@@ -52,8 +80,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of arrays")
-            wanted = _wanted(path, archive.files)
-            return {key: _read(path, archive, key) for key in wanted}
+            return {key: _read(path, archive, key) for key in choose(path, archive.files)}
     except UserError:
         raise
     except _DAMAGE as error:

@@ -16,7 +16,7 @@ def random_words(n: int, seed: int, stream: int) -> np.ndarray:
     Args:
         n: how many words.
         seed: int in [0, 2**63).
-        stream: int in [0, 2**63].
+        stream: int in [0, 2**64).
 
     Returns:
         uint64 array (n,).

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_emr import backend
+from keras_emr.data.stored import StoredImages
 from keras_emr.evaluation.batching import in_batches
 from keras_emr.evaluation.inputs import require_classifier
 from keras_emr.geometry import norm as norm_of
@@ -83,7 +84,8 @@ class MarginMeter:
 
     def __call__(self, x, y):
         """Margins of images (N, H, W, C) in [0, 1] with labels (N,)."""
-        x = np.asarray(x, keras.config.floatx())
+        if not isinstance(x, StoredImages):  # which are read batch by batch
+            x = np.asarray(x, keras.config.floatx())
         y = np.asarray(y, "int32")
         l2, linf, weight_norm = in_batches(self._compiled, min(self.batch_size, len(x)), x, y)
         return Margins(l2, linf, weight_norm)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_emr.data.batches import TrainBatches
+from keras_emr.data.batches import EvalBatches, TrainBatches
+from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
 from keras_emr.part import whole
 from keras_emr.training.callbacks import (
@@ -51,6 +52,8 @@ def train(
     maximizer_warmup=0,
     patience=None,
     overfitting_guard=None,
+    augment="none",
+    extra=None,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
@@ -75,6 +78,8 @@ def train(
         patience: end when so many epochs in a row were no better than the best; ``None``: never.
         overfitting_guard: largest fall of validation robust accuracy below its best, e.g. 0.2;
             ``None``: any.
+        augment: augmentation of the training images, see :mod:`keras_emr.data.augment`.
+        extra: :class:`keras_emr.data.extra.ExtraData` to mix into the training batches.
 
     Returns:
         :class:`TrainedRun`.
@@ -116,7 +121,7 @@ def train(
     ordered = [*guards, *margins, recorder, early, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs and not early.due:
-        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed)
+        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra)
         try:
             if maximizer_warmup and not rows:
                 classifier.fit_maximizer(
@@ -128,8 +133,7 @@ def train(
                 )
             classifier.fit(
                 batches,
-                validation_data=(data.x_val, data.y_val),
-                validation_batch_size=_even_batches(len(data.x_val)),
+                **_validation(data.x_val, data.y_val),
                 epochs=epochs,
                 initial_epoch=len(rows),
                 shuffle=False,
@@ -152,6 +156,14 @@ def _load(path):
             f"checkpoint cannot be loaded: {reason} Received: {str(path)!r}. Start again with "
             "--overwrite."
         ) from None
+
+
+def _validation(x, y):
+    """How ``fit`` takes validation images: as they are, or read batch by batch."""
+    size = _even_batches(len(x))
+    if isinstance(x, StoredImages):
+        return {"validation_data": EvalBatches(x, y, size)}
+    return {"validation_data": (x, y), "validation_batch_size": size}
 
 
 def _even_batches(n, largest=256):

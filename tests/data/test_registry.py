@@ -8,6 +8,8 @@ import pytest
 from keras_emr.data import available, load
 from keras_emr.errors import UserError
 
+KINDS = "digits, FILE.npz, FOLDER (of idx files, or of class folders), tfds:NAME[:VERSION]"
+
 
 def message(source):
     with pytest.raises(UserError) as caught:
@@ -18,12 +20,9 @@ def message(source):
 
 def test_unknown_name():
     assert message("digit") == (
-        "unknown data. Received: 'digit'. Expected one of: digits, FILE.npz,"
-        " FOLDER (of idx files) (did you mean 'digits'?)"
+        f"unknown data. Received: 'digit'. Expected one of: {KINDS} (did you mean 'digits'?)"
     )
-    assert message("qqq") == (
-        "unknown data. Received: 'qqq'. Expected one of: digits, FILE.npz, FOLDER (of idx files)"
-    )
+    assert message("qqq") == f"unknown data. Received: 'qqq'. Expected one of: {KINDS}"
 
 
 @pytest.mark.parametrize("source", ["nowhere.npz", "no/where", "/no/where.npz", "x" * 5000 + "/y"])
@@ -41,8 +40,7 @@ def test_a_file_of_another_kind(tmp_path):
     path = tmp_path / "images.csv"
     path.write_text("1,2")
     assert message(str(path)) == (
-        f"data file is of an unknown kind. Received: {str(path)!r}."
-        " Expected one of: digits, FILE.npz, FOLDER (of idx files)"
+        f"data file is of an unknown kind. Received: {str(path)!r}. Expected one of: {KINDS}"
     )
 
 
@@ -68,7 +66,14 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_available_agrees_with_what_is_loaded():
     rows = available()
-    assert [row["name"] for row in rows] == ["digits", "FILE.npz", "FOLDER"]
+    assert [row["name"] for row in rows] == [
+        "digits",
+        "FILE.npz",
+        "FOLDER",
+        "FOLDER",
+        "restricted-imagenet:FOLDER",
+        "tfds:NAME[:VERSION]",
+    ]
     assert all(list(row) == ["name", "what", "images", "classes", "shape"] for row in rows)
     digits, data = rows[0], load("digits")
     assert digits["images"] == len(data.x_train) + len(data.x_val) + len(data.x_test) == 1797
