@@ -17,7 +17,7 @@ from tests.processes import environment
 
 HERE = Path(__file__).parent
 PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
-ALONE = ("cli", "system", "serving")  # once, each in a process of its own
+ALONE = ("system", "cli", "serving")  # once, each in a process of its own
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 NOTHING_SELECTED = 5
 

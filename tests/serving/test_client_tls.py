@@ -2,9 +2,7 @@
 
 import http.server
 import json
-import shutil
 import ssl
-import subprocess
 import threading
 
 import numpy as np
@@ -15,33 +13,6 @@ from keras_emr_serving import Client, ClientError
 from tests.serving import image_model
 from tests.serving.image_model import ServerProcess, expected, images
 from tests.serving.scripted import METADATA
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory):
-    """A folder with an authority, ``ca.pem``, and ``server``, ``client`` and their keys."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments):
-        done = subprocess.run(
-            ["openssl", *map(str, arguments)], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl(
-        "req", "-x509", *key, "-days", 2, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca"
-    )
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", "request", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", 2)
-        openssl(
-            "x509", "-req", "-in", "request", *signed, "-extfile", "names", "-out", f"{name}.pem"
-        )
-    return folder
 
 
 def own(pem):

@@ -519,8 +519,10 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("api", ["rest", "grpc"])
-@pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("api", "seconds"),
+    [("rest", 0.0), ("grpc", 0.0), pytest.param("rest", 60.0, marks=pytest.mark.slow)],
+)
 def test_no_request_fails_over_promotions_and_rollbacks(served, api, seconds):
     """Version 2 is loaded, gets the label, loses it, and is unloaded for the next round."""
     folder, server = served

@@ -1,6 +1,5 @@
 """The gate: what it measures, what it refuses, and how ``trusted`` gets its threshold."""
 
-import json
 import shutil
 import sys
 
@@ -102,7 +101,7 @@ def test_trust_summary():
     margins = np.array([0.1, 0.3, 0.5, 0.1, 0.2, 0.3])
     right = np.array([True, True, False, False, False, False])
     attacked = np.array([False, False, False, True, True, True])
-    assert trust_summary(margins, 0.2, right, attacked) == {
+    assert trust_summary(margins > 0.2, right, attacked) == {
         "right_clean": {"n": 2, "trusted": 0.5},
         "wrong_clean": {"n": 1, "trusted": 1.0},
         "right_attacked": {"n": 0, "trusted": None},
@@ -208,8 +207,7 @@ def staged(tmp_path_factory):
         Served(model, (6, 6, 1), "abc", "linf", 0.005), staging / "model", with_attack=True
     )
     warmup.write(staging / "model", "toy", names, 3, x[0], 0.1)
-    job = {"norm": "linf", "threshold": 0.005}
-    (work / stages.JOB).write_text(json.dumps(job))
+    (work / stages.JOB).write_text("{}")
     np.savez(work / stages.DATA, y=y[:250])
     np.savez(work / "reference.npz", images=x, logits=z)
     np.savez(work / "margins.npz", index=np.arange(64), l2=margins.l2, linf=margins.linf)

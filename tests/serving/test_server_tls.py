@@ -1,8 +1,5 @@
 """TLS and mutual TLS for gRPC, from a text SSLConfig; certificates by the openssl command."""
 
-import shutil
-import subprocess
-
 import grpc
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
@@ -13,28 +10,11 @@ from keras_emr_serving.server.status import ServingError
 from keras_emr_serving.server.text_protos import read_ssl
 from tests.serving import toy
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-
 
 @pytest.fixture(scope="module")
-def pem(tmp_path_factory):
-    """name -> PEM text: an authority ``ca``, and ``server``, ``client`` and their keys."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments):
-        done = subprocess.run(
-            ["openssl", *map(str, arguments)], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", 2)
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl("req", *curve[:-2], "-keyout", f"{name}.key", "-out", "csr", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", 2)
-        openssl("x509", "-req", "-in", "csr", *signed, "-extfile", "san", "-out", f"{name}.pem")
-    return {path.name: path.read_text() for path in folder.iterdir()}
+def pem(pem):
+    """name -> PEM text."""
+    return {path.name: path.read_text() for path in pem.iterdir()}
 
 
 def config(pem, key="server.key", cert="server.pem", more=""):

@@ -1,8 +1,12 @@
 """Resident memory while 10,000 images are attacked: prints it in MiB after every batch.
 
+What the C library keeps of freed blocks is given back first: it depends on their sizes and on
+threads, comes and goes by tens of MiB, and is no memory that the attacks hold.
+
 Run with KERAS_BACKEND set; ``test_memory.py`` reads the list.
 """
 
+import ctypes
 import json
 from pathlib import Path
 
@@ -17,7 +21,12 @@ from keras_emr.evaluation.target import auto_batch_size
 N, SHAPE = 10_000, (28, 28, 1)
 
 
+LIBC = ctypes.CDLL(None)
+
+
 def resident():
+    if hasattr(LIBC, "malloc_trim"):  # glibc's
+        LIBC.malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 

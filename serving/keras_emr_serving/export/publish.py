@@ -97,9 +97,6 @@ def export(
             raise folder.refused(error) from None
         told = _made(work, backend, say)
         say(f"gate: {2 * n_images} images through the Session loader, XLA off, no keras")
-        (work / stages.JOB).write_text(
-            json.dumps({**job, "threshold": told["build"]["threshold"]["value"]})
-        )
         told |= stages.run(["gate"], work)
         accuracy = _accuracy(work, y, min(n_images, len(data.x_test) + len(data.x_val)))
         built = staging / stages.MODEL

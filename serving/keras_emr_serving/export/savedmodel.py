@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 
-import numpy as np
 import tensorflow as tf
 
 from keras_emr_serving.export.signatures import Served
@@ -53,24 +52,11 @@ def _set_methods(folder):
     names.save()
 
 
-def effective_margins(served, x, size=256):
-    """Labels (N,) and effective margins by norm (N,) of images, as the model will serve them."""
-    measure = tf.function(served.margins, autograph=False, reduce_retracing=True)
-    parts = []
-    for begin in range(0, len(x), size):
-        logits, margins = measure(tf.constant(x[begin : begin + size]))
-        parts.append(
-            (logits.numpy().argmax(axis=1), margins["l2"].numpy(), margins["linf"].numpy())
-        )
-    predicted, l2, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return predicted, {"l2": l2, "linf": linf}
-
-
-def build(path, folder, labels, x_val, y_val, epsilon, norm, keep, with_attack=False):
-    """Load a .keras file, choose the threshold of ``trusted`` on validation data, and save.
+def build(model, folder, labels, x_val, y_val, epsilon, norm, keep, with_attack=False):
+    """Choose the threshold of ``trusted`` on validation data, and save.
 
     Args:
-        path: .keras file.
+        model: Keras classifier to logits.
         folder: new folder of the SavedModel.
         labels: names of the classes, in the order of the logits; the model may have more.
         x_val, y_val: validation images (N, H, W, C) in [0, 1] and labels (N,).
@@ -81,18 +67,18 @@ def build(path, folder, labels, x_val, y_val, epsilon, norm, keep, with_attack=F
     Returns:
         Dictionary: ``signatures``, ``labels``, ``threshold``, ``parameters``.
     """
-    from keras_emr.evaluation.target import auto_batch_size
-    from keras_emr.models.loading import load_model
+    from keras_emr.evaluation.margins import effective_margins
+    from keras_emr.evaluation.target import KerasTarget, auto_batch_size
     from keras_emr.network import Network
     from keras_emr_serving.export.threshold import choose_threshold
 
-    model = load_model(path)
     shape, classes = x_val.shape[1:], Network(model).classes
     labels = [*labels, *map(str, range(len(labels), classes))]
     size = min(256, auto_batch_size(model, shape))
-    predicted, margins = effective_margins(Served(model, shape, labels), x_val, size)
+    predicted = KerasTarget(model, size).predict(x_val).argmax(axis=1)
+    margins = effective_margins(model, x_val, predicted, size)
     right = predicted == y_val
-    threshold, rule = choose_threshold(margins[norm], right, keep, float(epsilon))
+    threshold, rule = choose_threshold(getattr(margins, norm), right, keep, float(epsilon))
     names = write(Served(model, shape, labels, norm, threshold), folder, with_attack)
     return {
         "signatures": names,

@@ -37,12 +37,11 @@ def choose_threshold(margins, right, keep=0.95, fallback=0.0):
     ), f"{100 * keep:g} % of right validation predictions are above it"
 
 
-def trust_summary(margins, threshold, right, attacked):
+def trust_summary(trusted, right, attacked):
     """Which shares of images are trusted, by kind; ``None`` where there is none of a kind.
 
     Args:
-        margins: (N,) effective margins of the predicted class.
-        threshold: of :func:`choose_threshold`.
+        trusted: (N,) bool, as the model serves it.
         right: (N,) bool, whether the prediction is right.
         attacked: (N,) bool, whether the image is adversarial.
 
@@ -50,7 +49,6 @@ def trust_summary(margins, threshold, right, attacked):
         Plain dictionary: ``right_clean``, ``wrong_clean``, ``right_attacked``, ``wrong_attacked``,
         each with ``n`` and ``trusted``.
     """
-    trusted = np.asarray(margins) > threshold
     summary = {}
     for kind, of_kind in (("clean", ~attacked), ("attacked", attacked)):
         for verdict, judged in (("right", right), ("wrong", ~right)):

@@ -36,9 +36,9 @@ def build(work, job, data):
     from keras_emr.models.loading import load_model
     from keras_emr_serving.export import savedmodel, warmup
 
-    folder, path = work.parent / MODEL, Path(job["model"])
+    folder, model = work.parent / MODEL, load_model(Path(job["model"]))
     built = savedmodel.build(
-        path,
+        model,
         folder,
         job["labels"],
         data["x_val"],
@@ -60,7 +60,7 @@ def build(work, job, data):
     with np.load(work / "reference.npz") as made:
         chosen = _margin_index(len(made["images"]))
         images, logits = made["images"][chosen], made["logits"][chosen]
-    margins = effective_margins(load_model(path), images, logits.argmax(axis=1))
+    margins = effective_margins(model, images, logits.argmax(axis=1))
     np.savez(work / "margins.npz", index=chosen, l2=margins.l2, linf=margins.linf)
     return built
 
@@ -89,9 +89,8 @@ def gate(work, job, data):
     parity.require_parity(report)
     labels = np.tile(data["y"], 2)[index]
     attacked = index >= len(images) // 2
-    shares = trust_summary(
-        got[job["norm"]], job["threshold"], expected[index].argmax(axis=1) == labels, attacked
-    )
+    right = expected[index].argmax(axis=1) == labels
+    shares = trust_summary(got["trusted"], right, attacked)
     return {"parity": report, "trusted": shares}
 
 

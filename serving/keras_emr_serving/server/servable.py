@@ -36,15 +36,13 @@ class Servable:
     when the folder does not hold a model that can be loaded.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None):
+    def __init__(self, path: str | Path):
         import tensorflow as tf
 
         self.path = Path(path)
         self._tf = tf
         self._graph = tf.Graph()
         config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
-        if threads:
-            config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
         with self._graph.as_default():
             self._session = tf.compat.v1.Session(graph=self._graph, config=config)
             try:
