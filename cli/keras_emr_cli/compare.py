@@ -113,7 +113,7 @@ def maximizers(targets, config, overwrite, as_json, quiet, **flags):
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
-    data = load_data(settings, validation if its_own_data else None)
+    data = load_data(settings, validation if its_own_data else None, quiet)
     if its_own_data:
         for job in jobs:
             if job["run"]:
@@ -253,7 +253,7 @@ def _compare(jobs, settings, data, quiet):
     from keras_emr.evaluation.loss_surface import loss_surface
     from keras_emr.evaluation.maximizer_comparison import MaximizerComparison
     from keras_emr.training.run_folder import describe_environment
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.reporter import Reporter
 
     models, surfaces = [], []
     epsilon = float(settings.epsilon)

@@ -108,17 +108,19 @@ def prepare(data, as_json, **flags):
     from keras_emr.data.prepare import target
     from keras_emr.data.registry import open_source
     from keras_emr.data.tfds import require_tfds
-    from keras_emr_cli.load_data import warn_of_skipped
+    from keras_emr_cli.load_data import LookingAtImages, warn_of_skipped
 
     if settings.name is not None:
         target(settings.name, settings.version, settings.tfds_dir)  # before anything is read
     require_tfds()
-    source = open_source(
-        data,
-        image_size=settings.image_size,
-        skip_bad=settings.skip_bad,
-        tfds_dir=settings.tfds_dir,
-    )
+    with LookingAtImages() as progress:
+        source = open_source(
+            data,
+            image_size=settings.image_size,
+            skip_bad=settings.skip_bad,
+            tfds_dir=settings.tfds_dir,
+            progress=progress,
+        )
     warn_of_skipped(data, source.skipped)
     name = settings.name or _as_name(source.name)
     folder = write(

@@ -65,7 +65,7 @@ def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flag
         from keras_emr_cli.evaluate_served import chosen
 
         settings = chosen(settings, path is not None)
-    data = load_data(settings, run["validation"] if its_own_data else None)
+    data = load_data(settings, run["validation"] if its_own_data else None, quiet)
     if its_own_data:
         require_same_data(Path(target), data, settings)
     from keras_emr.training.callbacks import Interrupted, StopOnSignal
@@ -187,7 +187,7 @@ def _evaluate(path, target, about, settings, data, out, fresh, quiet, stop, sour
     from keras_emr.reports.files import write_report
     from keras_emr.training.callbacks import Interrupted
     from keras_emr_cli.evaluate_attacks import jobs, surrogates
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.reporter import Reporter
 
     n, size = settings.n_examples, settings.batch_size
     x, y = checked_examples(data.x_test[:n], data.y_test[:n], target.classes)

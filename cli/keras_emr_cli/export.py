@@ -52,7 +52,7 @@ def command(target, store, checkpoint, with_attack, as_json, quiet, **flags):
     # What is quick to refuse comes before the data is read.
     name = _default_name(path) if settings.name is None else settings.name
     ModelFolder(store, name).require_free(check_version(settings.version))
-    data = load_data(settings, run["validation"] if its_own_data and run else None)
+    data = load_data(settings, run["validation"] if its_own_data and run else None, quiet)
     if its_own_data:
         require_same_data(target, data, settings)
     # A SIGTERM cleans up as Ctrl-C does; a kill leaves what no server loads, for the next export.

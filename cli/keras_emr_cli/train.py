@@ -41,7 +41,7 @@ def command(config, resume, overwrite, as_json, quiet, **flags):
     from keras_emr_cli.session import select_backend
 
     select_backend(settings.backend)
-    data = load_data(settings, settings.validation)
+    data = load_data(settings, settings.validation, quiet)
     return _run(settings, data, _extra(settings, data), resume, overwrite, as_json, quiet)
 
 
@@ -123,7 +123,7 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     from keras_emr.training.run_folder import RunFolder, describe_environment
     from keras_emr_cli.build import classifier
     from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, fail
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.session import signals_to
 
     folder = RunFolder(settings.out)

@@ -12,7 +12,8 @@ import numpy as np
 from keras_emr.data.dataset import NO_LICENCE
 from keras_emr.data.folder_listing import is_picture, list_pictures
 from keras_emr.data.pictures import KINDS, BadPicture, look, read_picture
-from keras_emr.data.source import Part, Source, scan, subset
+from keras_emr.data.scan_cache import key_of
+from keras_emr.data.source import Part, Progress, Source, scan, shifted, subset
 from keras_emr.data.stored import fits_memory
 from keras_emr.errors import UserError
 
@@ -53,6 +54,7 @@ def open_image_folder(
     skip_bad: bool = False,
     stream: str = "auto",
     superclasses: dict[str, tuple[str, ...]] | None = None,
+    progress: Progress | None = None,
 ) -> Source:
     """Find, check and hash the pictures of a folder.
 
@@ -65,6 +67,7 @@ def open_image_folder(
             way round), and training copies of validation and test images.
         stream: ``auto``, ``always`` or ``never``; see :func:`keras_emr.data.stored.fits_memory`.
         superclasses: name of a class -> the folders that make it up; other folders are left out.
+        progress: called with the numbers of images read and of all.
 
     Returns:
         The source. Grey or RGB is what most pictures are.
@@ -84,13 +87,17 @@ def open_image_folder(
     }
     bad = _Bad(folder, skip_bad)
     files, shape = _same_shape(files, size, bad)
-    keep = fits_memory(sum(map(len, files.values())), shape, stream)
+    total, seen = sum(map(len, files.values())), 0
+    keep = fits_memory(total, shape, stream)
     parts = {}
     for split, listed in files.items():
         paths = [path for path, _ in listed]
         labels = np.array([label for _, label in listed], np.int32)
         on_error = (lambda error, i, paths=paths: bad(paths[i], error)) if skip_bad else None
-        parts[split] = scan(_reader(paths, shape), labels, shape, keep, on_error)
+        key = None if keep else key_of(paths, f"pictures {shape}")
+        options = {"key": key, "progress": shifted(progress, seen, total)}
+        parts[split] = scan(_reader(paths, shape), labels, shape, keep, on_error, **options)
+        seen += len(paths)
         missing = set(range(len(class_names))) - set(parts[split].labels.tolist())
         if split == "train" and missing:
             raise UserError(

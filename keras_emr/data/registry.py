@@ -12,7 +12,7 @@ from keras_emr.data.digits import IMAGES, LICENCE, load_digits_arrays, load_spli
 from keras_emr.data.idx import read_idx_folder
 from keras_emr.data.image_folder import is_image_folder, open_image_folder
 from keras_emr.data.npz import read_npz
-from keras_emr.data.source import Source, from_checked, to_dataset
+from keras_emr.data.source import Progress, Source, from_checked, to_dataset
 from keras_emr.data.stored import STREAM
 from keras_emr.data.tfds import PREFIX, open_tfds
 from keras_emr.errors import UserError, unknown
@@ -31,6 +31,7 @@ def load(
     skip_bad: bool = False,
     stream: str = "auto",
     tfds_dir: str | os.PathLike | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -50,6 +51,10 @@ def load(
         stream: pictures and TFDS: ``auto`` reads up to 2 GiB (as float32) into memory and the rest
             batch by batch, ``always`` and ``never`` decide by themselves. The numbers are the same.
         tfds_dir: where TFDS data sets are; else ``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        progress: pictures and TFDS, which are read once before anything else: called with the
+            numbers of images read and of all. Images that stay on disk are read
+            again at the next start only where a file has changed
+            (:func:`keras_emr.data.scan_cache.cache_folder`).
 
     Returns:
         The data set: float32 images (N, H, W, C) in [0, 1] and int32 labels (N,).
@@ -65,7 +70,7 @@ def load(
     options = {"image_size": image_size, "skip_bad": skip_bad, "stream": stream}
     kind, path = _kind(os.fspath(source))
     if kind in _STORED:
-        return to_dataset(_open_stored(kind, path, options, tfds_dir), **split)
+        return to_dataset(_open_stored(kind, path, options, tfds_dir, progress), **split)
     _refuse_options(os.fspath(source), options)
     if kind == "named":
         return _NAMED[path](**split)
@@ -80,6 +85,7 @@ def open_source(
     skip_bad: bool = False,
     stream: str = "auto",
     tfds_dir: str | os.PathLike | None = None,
+    progress: Progress | None = None,
 ) -> Source:
     """As :func:`load`, but divided only as the source itself is, and in bytes.
 
@@ -89,7 +95,7 @@ def open_source(
     options = {"image_size": image_size, "skip_bad": skip_bad, "stream": stream}
     kind, path = _kind(source)
     if kind in _STORED:
-        return _open_stored(kind, path, options, tfds_dir)
+        return _open_stored(kind, path, options, tfds_dir, progress)
     _refuse_options(source, options)
     if kind == "named":
         x, y = load_digits_arrays()
@@ -182,14 +188,14 @@ def _kind(source: str) -> tuple[str, str]:
     raise unknown("data", source, _KINDS)
 
 
-def _open_stored(kind: str, path: str, options: dict, tfds_dir) -> Source:
+def _open_stored(kind: str, path: str, options: dict, tfds_dir, progress) -> Source:
     if kind == "pictures":
-        return open_image_folder(path, **options)
+        return open_image_folder(path, **options, progress=progress)
     if kind == "restricted-imagenet":
-        return restricted_imagenet.open_restricted_imagenet(path, **options)
-    if options["skip_bad"]:
+        return restricted_imagenet.open_restricted_imagenet(path, **options, progress=progress)
+    if options.pop("skip_bad"):
         raise UserError("skip_bad: only for a folder of pictures. Received: TFDS. Leave it out.")
-    return open_tfds(path, tfds_dir, image_size=options["image_size"], stream=options["stream"])
+    return open_tfds(path, tfds_dir, **options, progress=progress)
 
 
 def _refuse_options(source: str, options: dict) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from keras_emr.data import scan_cache
 from keras_emr.data.checks import to_unit_float
 from keras_emr.data.dataset import NO_LICENCE, Dataset
 from keras_emr.data.split import check_fraction, stratified_split
@@ -17,6 +18,8 @@ from keras_emr.errors import UserError
 TEST_SHARE = 0.2
 _CHUNK = 64
 _DIGEST = 16
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,16 @@ def digest_of(image: np.ndarray) -> np.ndarray:
     return np.frombuffer(raw, np.uint8)
 
 
-def scan(read: Read, labels: np.ndarray, image_shape, keep: bool, bad=None) -> Part:
+def scan(
+    read: Read,
+    labels: np.ndarray,
+    image_shape,
+    keep: bool,
+    bad=None,
+    *,
+    key: str | None = None,
+    progress: Progress | None = None,
+) -> Part:
     """Read every image once: hash it, and hold it if it is to be kept in memory.
 
     Args:
@@ -79,23 +91,41 @@ def scan(read: Read, labels: np.ndarray, image_shape, keep: bool, bad=None) -> P
         keep: hold the images in memory.
         bad: called with a :class:`UserError` and an index where one image cannot be read; that
             image is left out. ``None``: the error is raised.
+        key: of :func:`keras_emr.data.scan_cache.key_of`. With it, images that are not held and
+            were found good once are not read again.
+        progress: called with the numbers of images read and of all.
     """
     n = len(labels)
-    digests = np.empty((n, _DIGEST), np.uint8)
-    low, high = np.empty(n, np.uint8), np.empty(n, np.uint8)
-    held = np.empty((n, *image_shape), np.uint8) if keep else None
+    found = {
+        "digests": np.empty((n, _DIGEST), np.uint8),
+        "low": np.empty(n, np.uint8),
+        "high": np.empty(n, np.uint8),
+    }
     good = np.ones(n, bool)
-    for start in range(0, n, _CHUNK):
-        chunk = np.arange(start, min(start + _CHUNK, n))
-        for i, image in zip(chunk, _each(read, chunk, bad), strict=True):
-            if image is None:
-                good[i] = False
-                continue
-            digests[i], low[i], high[i] = digest_of(image), image.min(), image.max()
-            if held is not None:
-                held[i] = image
-    part = Part(held.__getitem__ if keep else read, labels, digests, (low, high), keep)
+    held = np.empty((n, *image_shape), np.uint8) if keep else None
+    if keep or key is None or not scan_cache.recall(key, found):
+        for start in range(0, n, _CHUNK):
+            chunk = np.arange(start, min(start + _CHUNK, n))
+            for i, image in zip(chunk, _each(read, chunk, bad), strict=True):
+                if image is None:
+                    good[i] = False
+                    continue
+                found["digests"][i] = digest_of(image)
+                found["low"][i], found["high"][i] = image.min(), image.max()
+                if held is not None:
+                    held[i] = image
+            if progress is not None:
+                progress(int(chunk[-1]) + 1, n)
+        if not keep and key is not None and good.all():
+            scan_cache.keep(key, found)
+    extremes = found["low"], found["high"]
+    part = Part(held.__getitem__ if keep else read, labels, found["digests"], extremes, keep)
     return part if good.all() else subset(part, np.flatnonzero(good))
+
+
+def shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """``progress`` over several scans, for the one that comes after ``before`` of ``total``."""
+    return progress and (lambda done, _: progress(before + done, total))
 
 
 def from_checked(arrays: Mapping[str, np.ndarray], name: str, licence: str = NO_LICENCE) -> Source:

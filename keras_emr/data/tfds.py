@@ -15,7 +15,8 @@ from keras_emr.data.folder_listing import SPLITS
 from keras_emr.data.image_folder import parse_size
 from keras_emr.data.pictures import picture_size, read_picture
 from keras_emr.data.records import damaged, open_records
-from keras_emr.data.source import Source, scan
+from keras_emr.data.scan_cache import key_of
+from keras_emr.data.source import Progress, Source, scan, shifted
 from keras_emr.data.stored import fits_memory
 from keras_emr.errors import UserError
 
@@ -30,6 +31,7 @@ def open_tfds(
     *,
     image_size: tuple[int, int] | str | None = None,
     stream: str = "auto",
+    progress: Progress | None = None,
 ) -> Source:
     """Find, check and hash the images of a prepared data set, in array_record or tfrecord files.
 
@@ -38,6 +40,7 @@ def open_tfds(
         data_dir: as in :func:`data_folder`.
         image_size: (H, W) or ``"HxW"``; ``None``: the size that all have.
         stream: ``auto``, ``always`` or ``never``; see :func:`keras_emr.data.stored.fits_memory`.
+        progress: called with the numbers of images read and of all.
 
     Returns:
         The source; its splits are ``train`` and, where there are any, validation and ``test``.
@@ -86,11 +89,15 @@ def open_tfds(
             " one size, or --image-size HxW to resize to."
         )
     shape = (*(size or sizes.pop()), features[image].shape[-1])
-    keep = fits_memory(sum(map(len, labels.values())), shape, stream)
+    total, seen = sum(map(len, labels.values())), 0
+    keep = fits_memory(total, shape, stream)
     parts = {}
     for split, records in readers.items():
         read = _reader(records, examples, shape, f"{name} {split}")
-        parts[split] = scan(read, labels[split], shape, keep)
+        key = None if keep else key_of(sorted(folder.iterdir()), f"tfds {split} {shape}")
+        told = shifted(progress, seen, total)
+        parts[split] = scan(read, labels[split], shape, keep, key=key, progress=told)
+        seen += len(labels[split])
     class_names = tuple(features[label].names)
     for split, numbers in labels.items():
         if not len(numbers) or not 0 <= numbers.min() <= numbers.max() < len(class_names):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from keras_emr.data import scan_cache
 from tests.cli.harness import TINY, shell, write_data
 from tests.serving import image_model
 
@@ -17,6 +18,8 @@ def isolated(tmp_path, monkeypatch):
         if name.startswith("KERAS_EMR_"):
             del os.environ[name]
     monkeypatch.chdir(tmp_path)
+    scans = tmp_path.parent / f"{tmp_path.name}-scans"  # not the user's cache
+    monkeypatch.setattr(scan_cache, "cache_folder", lambda: scans)
     yield
     for name in set(os.environ) - set(before):
         del os.environ[name]

@@ -1,12 +1,12 @@
 """What a log shows of work that takes long."""
 
-from keras_emr_cli import progress
+from keras_emr_cli import load_data, reporter
 
 
 def test_lines_of_a_log(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    lines = progress._Lines("square")
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: now[0])
+    lines = reporter._Lines("square")
     told = []
     for seconds, done in [
         (0, 0),
@@ -29,8 +29,30 @@ def test_lines_of_a_log(monkeypatch):
         None,
     ]
     now[0] = 0.0
-    quick = progress._Lines("fgsm")
+    quick = reporter._Lines("fgsm")
     assert quick.tell(1, 1) == "fgsm  done in 0 s"
-    stuck = progress._Lines("fab")
+    stuck = reporter._Lines("fab")
     now[0] = 100.0
     assert stuck.tell(0, 9) == "fab  0 %"
+
+
+def test_a_first_look_that_takes_long_is_told(monkeypatch, capfd):
+    now = [0.0]
+    monkeypatch.setattr(load_data.time, "monotonic", lambda: now[0])
+    with load_data.LookingAtImages() as look:
+        look(1, 9)
+        now[0] = 2.0
+        look(9, 9)
+    assert capfd.readouterr().err == ""  # soon done
+    now[0] = 0.0
+    with load_data.LookingAtImages() as look:
+        for now[0], done in [(4.0, 10), (70.0, 50), (140.0, 100)]:
+            look(done, 100)
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].startswith("looking at every image  50 %, about")
+    assert told[1].startswith("looking at every image  done in")
+    now[0] = 0.0
+    with load_data.LookingAtImages(quiet=True) as look:
+        now[0] = 99.0
+        look(1, 9)
+    assert capfd.readouterr().err == ""
