@@ -6,6 +6,8 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_emr.backend import tensorflow_replicas as replicas
+
 
 def _after(done, tensors):
     """``tensors``, which nothing can use before all of ``done`` has been computed.
@@ -55,7 +57,7 @@ def gradient(fn, values):
 
 def update(optimizer, gradients, variables):
     """One step of ``optimizer``."""
-    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    replicas.apply(optimizer, gradients, variables)
 
 
 def vjp(fn, x):
@@ -136,8 +138,9 @@ class StepMixin:
             loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
-        gradients = _after((loss, logs), gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        gradients = _after((loss, logs), replicas.total(gradients))
+        update(self.optimizer, gradients, self.trainable_weights)
+        replicas.average_statistics(self.model)
         if offsets:
             self.move_weights(offsets, -1)
         self.average_step()
