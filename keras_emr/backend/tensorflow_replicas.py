@@ -11,6 +11,7 @@ import json
 import os
 import threading
 
+import keras
 import tensorflow as tf
 
 from keras_emr.errors import UserError
@@ -177,19 +178,15 @@ def whole(loss):
 
 def apply(optimizer, gradients, variables):
     """One optimizer step on gradients that are the same on all replicas."""
-    context = _replica()
-    if context is None:
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return
-    there = [g is not None for g in gradients]
-
-    def together(strategy, *same):
-        # Here Keras does not sum over the replicas once more.
-        first = iter(strategy.experimental_local_results(g)[0] for g in same)
-        values = [next(first) if some else None for some in there]
-        optimizer.apply_gradients(zip(values, variables, strict=True))
-
-    context.merge_call(together, args=[g for g in gradients if g is not None])
+    if _replica() is not None:
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise UserError(
+                "distribute: tensorflow cannot scale losses on several devices. Received: "
+                "precision mixed_float16. Use mixed_bfloat16, or another backend."
+            )
+        # Keras would sum over the replicas once more, and has clipped before that.
+        optimizer._all_reduce_sum_gradients = list
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
 def fraction(rows):
