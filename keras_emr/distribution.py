@@ -36,7 +36,8 @@ class Distribution:
     @property
     def share(self):
         """``(process, processes)``: which rows of each batch this process feeds."""
-        return self.process, self.processes
+        # TensorFlow takes a worker's part from the whole batch itself.
+        return (0, 1) if backend.NAME == "tensorflow" else (self.process, self.processes)
 
     def check_batch(self, batch_size):
         """Raise :class:`UserError` unless the devices can share ``batch_size`` evenly."""

@@ -47,6 +47,8 @@ def _scope(layout):
         yield
     finally:
         keras.distribution.set_distribution(before)
+        if jax.process_count() > 1:
+            jax.distributed.shutdown()  # together: at exit the others would wait for process 0
 
 
 def agree(number):
