@@ -32,10 +32,13 @@ _RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on 
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what the run would need, by a few steps; write nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @options(TRAIN)
-def command(config, resume, overwrite, as_json, quiet, **flags):
+def command(config, resume, overwrite, dry_run, as_json, quiet, **flags):
     """Train a robust classifier and compare it with a standard one.
 
     Without options: TRADES with effective margin regularization on the embedded digits.
@@ -46,18 +49,34 @@ def command(config, resume, overwrite, as_json, quiet, **flags):
     distributed.check(settings)
     select_backend(settings.backend)
     if count := distributed.processes_to_start(settings):
-        switches = _switches(config, resume, overwrite, as_json, quiet)
+        switches = _switches(config, resume, overwrite, dry_run, as_json, quiet)
         return distributed.start_processes(count, TRAIN, {**flags, "out": settings.out}, switches)
     with distributed.joined(settings, quiet) as (group, leave):
         quiet = quiet or (group is not None and not group.main)
         data = load_data(settings, settings.validation)
         extra = _extra(settings, data)
+        if dry_run:
+            return _dry_run(settings, data, extra, resume, overwrite, as_json, group)
         with distributed.own_folder(group, settings) as own:
             return _run(own, data, extra, resume, overwrite, as_json, quiet, group, leave)
 
 
+def _dry_run(settings, data, extra, resume, overwrite, as_json, group):
+    from keras_emr.training.run_folder import RunFolder
+    from keras_emr_cli import dry_run
+    from keras_emr_cli.build import classifier
+
+    RunFolder(settings.out).check(resume, overwrite)
+    if group is not None:
+        group.check_batch(min(settings.batch_size, len(data.x_train)))
+    found = dry_run.describe(settings, data, extra, classifier(settings, data), group)
+    if group is None or group.main:
+        dry_run.show(found, as_json)
+    return 0
+
+
 def _switches(config, *given):
-    names = ("--resume", "--overwrite", "--json", "--quiet")
+    names = ("--resume", "--overwrite", "--dry-run", "--json", "--quiet")
     chosen = [name for name, on in zip(names, given, strict=True) if on]
     return [*chosen, *(["--config", config] if config else [])]
 
