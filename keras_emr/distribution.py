@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
 from dataclasses import dataclass
 
 import keras
@@ -12,6 +10,7 @@ import keras
 from keras_emr import backend
 from keras_emr.errors import UserError
 from keras_emr.part import one_of, whole
+from keras_emr.rendezvous import meet
 
 KINDS = ("data",)
 _current = None
@@ -108,7 +107,8 @@ def distribute(
                 f"process must be below processes. Received: process {process} of {processes}; "
                 "they are counted from 0."
             )
-        _reach(coordinator, process, timeout)
+        if backend.NAME != "tensorflow":  # whose workers find each other by themselves
+            meet(coordinator, processes, process, timeout)
     names, count, index, scope = backend.replicas.start(
         devices, coordinator, processes, process, timeout
     )
@@ -136,28 +136,6 @@ def agree(number):
     if _current is None or _current.processes == 1:
         return number
     return backend.replicas.agree(number)
-
-
-def _reach(coordinator, process, timeout):
-    """Wait until process 0 listens: engines abort, or wait for minutes."""
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"coordinator: expected HOST:PORT. Received: {coordinator!r}.")
-    if process == 0:
-        return
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            return
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-        if time.monotonic() >= end:
-            raise UserError(
-                f"coordinator cannot be reached within {timeout:g} s: {reason}. Received: "
-                f"{coordinator!r}. Check that process 0 runs there and that the port is open."
-            )
-        time.sleep(0.2)
 
 
 def even_batches(x, y, batch_size):

@@ -19,7 +19,7 @@ def start(devices, coordinator, processes, process, timeout):
             has are virtual devices of its CPU.
         coordinator: ``HOST:PORT`` of process 0, or ``None`` for a single process.
         processes, process: how many there are, and which this is.
-        timeout: unused: JAX has its own.
+        timeout: unused: all are there (:mod:`keras_emr.rendezvous`).
 
     Returns:
         ``(names of the devices of all processes, processes, process, scope)``.
