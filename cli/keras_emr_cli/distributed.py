@@ -43,7 +43,12 @@ def processes_to_start(s):
         import torch
 
         count = torch.cuda.device_count()
-    return count if count > 1 else 0
+    if count < 2:
+        return 0
+    from keras_emr.distribution import Distribution
+
+    Distribution(("",) * count).check_batch(s.batch_size)  # said once
+    return count
 
 
 def start_processes(count, table, flags, switches):

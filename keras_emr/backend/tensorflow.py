@@ -125,10 +125,19 @@ class StepMixin:
     def _settle(self):
         """Nothing to do: variables hold their values during ``fit``."""
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras builds a distributed model by its first batch, which fails where that lies on
+        # several hosts; `fit` has built this one.
+        if not replicas.several_hosts():
+            return super()._maybe_symbolic_build(iterator, data_batch)
+        with self.distribute_strategy.scope():
+            if self.optimizer is not None and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._maximizer_alone:
-            return self.maximizer_step(x, y)
+            return replicas.logs(self.maximizer_step(x, y))
         x_adv, offsets = None, []
         if self.weight_perturbation is not None:
             x_adv, offsets = self.perturb(x, y, sample_weight)
@@ -146,8 +155,8 @@ class StepMixin:
         self.average_step()
         if self._learns == "alternating":
             logs |= self.maximizer_step(x, y)
-        return logs
+        return replicas.logs(logs)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return self.robust_step(x, y, sample_weight, training=False)[1]
+        return replicas.logs(self.robust_step(x, y, sample_weight, training=False)[1])

@@ -92,11 +92,24 @@ def _within(seconds, workers, make):
     return made[0]
 
 
+def several_hosts():
+    """Whether the strategy in force spans several processes."""
+    strategy = tf.distribute.get_strategy()
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def logs(results):
+    """A step's results as Keras can reduce them: between hosts along their first axis."""
+    if not several_hosts():
+        return results
+    return {name: tf.reshape(value, (1,)) for name, value in results.items()}
+
+
 def agree(number):
     """The largest ``number``, an int >= 0, of all processes."""
-    strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not several_hosts():
         return number
+    strategy = tf.distribute.get_strategy()
     workers = strategy.gather(
         strategy.experimental_distribute_values_from_function(
             lambda _: tf.constant([number], "int32")
@@ -111,7 +124,9 @@ def _rows(context, rows):
     count = tf.shape(rows)[:1]
     counts = context.all_gather(count, axis=0)
     start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
-    return context.all_gather(rows, axis=0), start
+    together = context.all_gather(rows, axis=0)
+    together.set_shape([None, *rows.shape[1:]])  # forgotten between hosts
+    return together, start
 
 
 def share_of_rows(rows):
