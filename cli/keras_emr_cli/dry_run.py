@@ -11,13 +11,13 @@ import keras
 
 _WARM_UP, _TIMED = 2, 3
 _HOW = {
-    "memory": "counted: weights, gradients, optimizer, averages, images, and the layers' outputs in "
-    "every pass that is kept for the way back; not counted: workspaces of the libraries",
+    "memory": "counted: weights, gradients, optimizer, averages, images, and the layers' outputs "
+    "in every pass that is kept for the way back; not counted: workspaces of the libraries",
     "flops": "2 per multiply-add of convolutions and dense layers, by their shapes, times the "
     "passes of a step: 1 forwards, 1 back to the image, 2 back to the weights, 3 for an input "
     "gradient that is differentiated again",
-    "time": f"mean of {_TIMED} steps on this data after {_WARM_UP} (which compile), and of one batch "
-    "of validation; without the baseline, the final evaluation and saving",
+    "time": f"mean of {_TIMED} steps on this data after {_WARM_UP} (which compile), and of one "
+    "batch of validation; without the baseline, the final evaluation and saving",
 }
 
 
@@ -156,8 +156,8 @@ def show(found, as_json):
         f"{passes['backward_to_weights']} back to the weights, "
         f"{passes['differentiated_gradients']} gradients differentiated)",
         "steps": f"{found['steps_per_epoch']} an epoch, {found['epochs']} epochs",
-        "time": f"{found['seconds_per_step']:.3g} s a step, {found['seconds_per_validation']:.3g} s "
-        f"a validation: about {_hours(found['expected_hours'])} in all",
+        "time": f"{found['seconds_per_step']:.3g} s a step, "
+        f"{found['seconds_per_validation']:.3g} s a validation: about {_hours(found['expected_hours'])} in all",
         "run": f"{found['run']} (nothing was written)",
     }
     for name, text in rows.items():

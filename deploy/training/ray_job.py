@@ -71,9 +71,7 @@ def main():
     address = ray.remote(ray.util.get_node_ip_address).options(**on(0))
     coordinator = f"{ray.get(address.remote())}:{given.port}"
     waiting = [
-        ray.remote(work)
-        .options(**on(i))
-        .remote(given.arguments, coordinator, given.processes, i)
+        ray.remote(work).options(**on(i)).remote(given.arguments, coordinator, given.processes, i)
         for i in range(given.processes)
     ]
     codes = []

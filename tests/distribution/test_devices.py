@@ -75,9 +75,7 @@ def compare(tmp_path, backend, names, *jobs, **more):
     expected = json.loads(alone.read_text())
     for number, job in enumerate(jobs):
         outs = [tmp_path / f"{number}-{i}.json" for i in range(len(job))]
-        finish(
-            *(start(backend, out, names, *words) for out, words in zip(outs, job, strict=True))
-        )
+        finish(*(start(backend, out, names, *words) for out, words in zip(outs, job, strict=True)))
         assert_same(expected, json.loads(outs[0].read_text()), names)
         assert not any(out.exists() for out in outs[1:])  # only process 0 writes
 

@@ -28,7 +28,9 @@ def test_the_shares_of_a_batch_are_the_batch():
     for n, parts in made.items():
         for index in (0, 2):
             (whole,) = made[1]
-            together = [np.concatenate(rows) for rows in zip(*(p[index] for p in parts))]
+            together = [
+                np.concatenate(rows) for rows in zip(*(p[index] for p in parts), strict=True)
+            ]
             assert [len(p[index][0]) for p in parts] == [12 // n] * n
             for one, many in zip(whole[index], together, strict=True):
                 np.testing.assert_array_equal(one, many)
