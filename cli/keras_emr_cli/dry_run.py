@@ -157,7 +157,8 @@ def show(found, as_json):
         f"{passes['differentiated_gradients']} gradients differentiated)",
         "steps": f"{found['steps_per_epoch']} an epoch, {found['epochs']} epochs",
         "time": f"{found['seconds_per_step']:.3g} s a step, "
-        f"{found['seconds_per_validation']:.3g} s a validation: about {_hours(found['expected_hours'])} in all",
+        f"{found['seconds_per_validation']:.3g} s a validation: "
+        f"about {_hours(found['expected_hours'])} in all",
         "run": f"{found['run']} (nothing was written)",
     }
     for name, text in rows.items():
