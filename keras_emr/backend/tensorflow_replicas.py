@@ -121,10 +121,11 @@ def agree(number):
 
 def _rows(context, rows):
     """``(all rows, start of this replica's)``."""
-    count = tf.shape(rows)[:1]
+    count = tf.identity(tf.shape(rows)[:1])
     counts = context.all_gather(count, axis=0)
     start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
-    together = context.all_gather(rows, axis=0)
+    # A copy: on this replica's device, which results of a loop need not be.
+    together = context.all_gather(tf.identity(rows), axis=0)
     together.set_shape([None, *rows.shape[1:]])  # forgotten between hosts
     return together, start
 
@@ -134,7 +135,8 @@ def share_of_rows(rows):
     context = _replica()
     if context is None:
         return None
-    counts = context.all_gather(tf.reshape(tf.cast(rows, "int32"), (1,)), axis=0)
+    count = tf.identity(tf.reshape(tf.cast(rows, "int32"), (1,)))
+    counts = context.all_gather(count, axis=0)
     return tf.reduce_sum(counts[: context.replica_id_in_sync_group]), tf.reduce_sum(counts)
 
 
@@ -165,7 +167,7 @@ def total(gradients):
     context = _replica()
     if context is None:
         return gradients
-    there = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    there = [tf.identity(g) for g in gradients if g is not None]
     reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, there))
     return [g if g is None else next(reduced) for g in gradients]
 

@@ -16,8 +16,7 @@ from tests.distribution.cases import CASES
 from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
-# Per-replica statistics there: the losses differ, as the README says.
-GLOBAL_BATCH_NORM = ("jax",)
+# Statistics are a device's own on tensorflow and torch: the losses differ, as the README says.
 NO_BATCH_NORM = [name for name in CASES if name != "batch-norm"]
 
 
@@ -99,6 +98,24 @@ def test_devices_and_processes_on_jax(tmp_path):
 @pytest.mark.slow
 def test_two_replicas_on_tensorflow(tmp_path):
     compare(tmp_path, "tensorflow", NO_BATCH_NORM, [["devices=2"]])
+
+
+@pytest.mark.slow
+def test_two_workers_on_tensorflow(tmp_path):
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    alone, outs = tmp_path / "alone.json", [tmp_path / f"{i}.json" for i in range(2)]
+    finish(start("tensorflow", alone, ["at"]))
+    tasks = [
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}} for i in range(2)
+    ]
+    finish(
+        *(
+            start("tensorflow", out, ["at"], "devices=1", TF_CONFIG=json.dumps(task))
+            for out, task in zip(outs, tasks, strict=True)
+        )
+    )
+    assert_same(json.loads(alone.read_text()), json.loads(outs[0].read_text()), ["at"])
+    assert not outs[1].exists()
 
 
 @pytest.mark.slow

@@ -93,7 +93,8 @@ def test_memory_grows_with_the_batch_and_the_optimizer():
     forward = cost.forward_cost(robust.model, (6, 6, 1))
     made = cost.Passes(forward=4, to_input=2, to_weights=1)
     found = [cost.memory(robust, (6, 6, 1), n, forward, made) for n in (1, 8)]
-    assert found[0]["optimizer"] == 2 * cost.size(weights) + 8 + 4  # steps, learning rate
+    steps_and_rate = found[0]["optimizer"] - 2 * cost.size(weights)
+    assert steps_and_rate in (8, 12)  # 32 or 64 bits for the steps
     assert found[0]["averages"] == found[0]["gradients"] == cost.size(weights)
     assert found[1]["activations"] == 8 * found[0]["activations"] > 0
     assert found[0]["total"] == sum(v for k, v in found[0].items() if k != "total")
