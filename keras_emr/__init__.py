@@ -14,6 +14,7 @@ from keras_emr._version import __version__ as __version__
 _HOME = {
     "RobustClassifier": "keras_emr.training.classifier",
     "train": "keras_emr.training.experiment",
+    "distribute": "keras_emr.distribution",
     "FGSM": "keras_emr.attacks.fgsm",
     "BIM": "keras_emr.attacks.bim",
     "PGD": "keras_emr.attacks.pgd",

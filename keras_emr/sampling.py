@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_emr.backend import replicas
+
 # Validation repeats the same noise every epoch, so that epochs can be compared.
 VALIDATION_SEED = 2**20
 
@@ -13,6 +15,9 @@ class StreamSampler:
 
     From an int instead, the same sequence of draws each time the sampler is made: every draw has
     a seed of its own, so that restarts differ.
+
+    On several devices each draws for the rows of the global batch, and takes its own: an example's
+    numbers do not depend on the number of devices.
     """
 
     def __init__(self, seed):
@@ -27,13 +32,29 @@ class StreamSampler:
         return self._seed - 1
 
     def uniform(self, shape, low=-1.0, high=1.0):
-        return keras.random.uniform(shape, low, high, dtype=keras.config.floatx(), seed=self.seed)
+        dtype, seed = keras.config.floatx(), self.seed
+        return _own(shape, lambda s: keras.random.uniform(s, low, high, dtype=dtype, seed=seed))
 
     def normal(self, shape):
-        return keras.random.normal(shape, dtype=keras.config.floatx(), seed=self.seed)
+        dtype, seed = keras.config.floatx(), self.seed
+        return _own(shape, lambda s: keras.random.normal(s, dtype=dtype, seed=seed))
 
     def categorical(self, logits):
-        return keras.random.categorical(logits, 1, seed=self.seed)[:, 0]
+        seed, share = self.seed, replicas.share_of_rows(ops.shape(logits)[0])
+        drawn = keras.random.categorical(replicas.gather(logits), 1, seed=seed)[:, 0]
+        return drawn if share is None else _rows(drawn, share, ops.shape(logits)[0])
+
+
+def _own(shape, draw):
+    """The rows of ``draw(shape of the global batch)`` that are this replica's."""
+    share = replicas.share_of_rows(shape[0])
+    if share is None:
+        return draw(shape)
+    return _rows(draw((share[1], *shape[1:])), share, shape[0])
+
+
+def _rows(drawn, share, count):
+    return drawn[share[0] : share[0] + count]
 
 
 def example_streams(seed, restart, indices):

@@ -11,6 +11,8 @@ import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
+from keras_emr_cli import distributed
+from keras_emr_cli.distributed import PLACE
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in
@@ -19,6 +21,7 @@ from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "stream", "tfds_dir"}
 _RESUMABLE |= {"early_stopping", "overfitting_guard"}
+_RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on them
 
 
 @click.command(name="train")
@@ -29,10 +32,13 @@ _RESUMABLE |= {"early_stopping", "overfitting_guard"}
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what the run would need, by a few steps; write nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @options(TRAIN)
-def command(config, resume, overwrite, as_json, quiet, **flags):
+def command(config, resume, overwrite, dry_run, as_json, quiet, **flags):
     """Train a robust classifier and compare it with a standard one.
 
     Without options: TRADES with effective margin regularization on the embedded digits.
@@ -40,9 +46,39 @@ def command(config, resume, overwrite, as_json, quiet, **flags):
     settings = _settings(flags, config, resume, overwrite)
     from keras_emr_cli.session import select_backend
 
+    distributed.check(settings)
     select_backend(settings.backend)
-    data = load_data(settings, settings.validation, quiet)
-    return _run(settings, data, _extra(settings, data), resume, overwrite, as_json, quiet)
+    if count := distributed.processes_to_start(settings):
+        switches = _switches(config, resume, overwrite, dry_run, as_json, quiet)
+        return distributed.start_processes(count, TRAIN, {**flags, "out": settings.out}, switches)
+    with distributed.joined(settings, quiet) as (group, leave):
+        quiet = quiet or (group is not None and not group.main)
+        data = load_data(settings, settings.validation, quiet)
+        extra = _extra(settings, data)
+        if dry_run:
+            return _dry_run(settings, data, extra, resume, overwrite, as_json, group)
+        with distributed.own_folder(group, settings) as own:
+            return _run(own, data, extra, resume, overwrite, as_json, quiet, group, leave)
+
+
+def _dry_run(settings, data, extra, resume, overwrite, as_json, group):
+    from keras_emr.training.run_folder import RunFolder
+    from keras_emr_cli import dry_run
+    from keras_emr_cli.build import classifier
+
+    RunFolder(settings.out).check(resume, overwrite)
+    if group is not None:
+        group.check_batch(min(settings.batch_size, len(data.x_train)))
+    found = dry_run.describe(settings, data, extra, classifier(settings, data), group)
+    if group is None or group.main:
+        dry_run.show(found, as_json)
+    return 0
+
+
+def _switches(config, *given):
+    names = ("--resume", "--overwrite", "--dry-run", "--json", "--quiet")
+    chosen = [name for name, on in zip(names, given, strict=True) if on]
+    return [*chosen, *(["--config", config] if config else [])]
 
 
 def _extra(settings, data):
@@ -116,7 +152,7 @@ def _fresh(s):
     return candidate
 
 
-def _run(settings, data, extra, resume, overwrite, as_json, quiet):
+def _run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
     import yaml
 
     from keras_emr.training.callbacks import Interrupted, StopOnSignal, TrainingDiverged
@@ -128,12 +164,16 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
 
     folder = RunFolder(settings.out)
     folder.check(resume, overwrite)
+    main_process = group is None or group.main
+    if group is not None:
+        group.check_batch(min(settings.batch_size, len(data.x_train)))
     if resume:
         _require_same_data(folder, data, extra)
     robust = classifier(settings, data)  # every setting is checked before a file is written
     folder.prepare(overwrite)
     plain = _settled(settings).plain()
-    plain.pop("out")
+    for name in ("out", *PLACE):
+        plain.pop(name)
     folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))
     facts = {"backend": settings.backend, "seed": settings.seed, "split_seed": settings.split_seed}
     environment = describe_environment(**facts, data=data.name, data_sha256=data.fingerprint)
@@ -144,15 +184,22 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     try:
         with Reporter(quiet) as reporter, signals_to(stop):
             runs = _train_all(settings, data, extra, folder, robust, resume, stop, reporter)
+            leave()
+            if not main_process:
+                return 0
             results = _judge(settings, data, runs, reporter, stop)
     except TrainingDiverged as error:
         kept = f"The last good epoch is in {folder.last}."
+        if not main_process:
+            return EXIT_FAILURE
         if not folder.last.exists():
             kept = "No epoch was finished, so no model was kept."
         return fail(f"{error} {kept}", EXIT_FAILURE)
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 75
+        if not main_process:
+            return code
         return fail(
             f"interrupted ({number.name}); weights in {folder.last}; continue with: "
             f"keras-emr train --out {folder.path} --resume",

@@ -13,7 +13,9 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
 * ``devices()``: what this process computes on, for reports;
-* ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any.
+* ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any;
+* ``replicas``: what a step on several devices asks of the others (``jax_devices``,
+  ``tensorflow_replicas``, ``torch_processes``); on one device nothing at all.
 """
 
 import importlib
@@ -29,6 +31,7 @@ if NAME not in _SUPPORTED:
     )
 
 _module = importlib.import_module(f"keras_emr.backend.{NAME}")
+replicas = _module.replicas
 value_and_grad = _module.value_and_grad
 gradient = _module.gradient
 update = _module.update
@@ -53,6 +56,7 @@ __all__ = [
     "loop",
     "mix",
     "preserve_random_state",
+    "replicas",
     "seed_epoch",
     "tanh",
     "update",

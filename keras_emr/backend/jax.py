@@ -6,6 +6,8 @@ import math
 import jax
 import keras
 
+from keras_emr.backend import jax_devices as replicas  # noqa: F401
+
 # A loop around a convolution's input gradient is 1.5 to 6 times slower than the unrolled steps
 # under XLA on CPU; past this length the compile time costs more than that.
 _UNROLL = 64

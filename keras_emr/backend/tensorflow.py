@@ -6,6 +6,8 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_emr.backend import tensorflow_replicas as replicas
+
 
 def _after(done, tensors):
     """``tensors``, which nothing can use before all of ``done`` has been computed.
@@ -55,7 +57,7 @@ def gradient(fn, values):
 
 def update(optimizer, gradients, variables):
     """One step of ``optimizer``."""
-    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    replicas.apply(optimizer, gradients, variables)
 
 
 def vjp(fn, x):
@@ -123,10 +125,19 @@ class StepMixin:
     def _settle(self):
         """Nothing to do: variables hold their values during ``fit``."""
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras builds a distributed model by its first batch, which fails where that lies on
+        # several hosts; `fit` has built this one.
+        if not replicas.several_hosts():
+            return super()._maybe_symbolic_build(iterator, data_batch)
+        with self.distribute_strategy.scope():
+            if self.optimizer is not None and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._maximizer_alone:
-            return self.maximizer_step(x, y)
+            return replicas.logs(self.maximizer_step(x, y))
         x_adv, offsets = None, []
         if self.weight_perturbation is not None:
             x_adv, offsets = self.perturb(x, y, sample_weight)
@@ -136,15 +147,16 @@ class StepMixin:
             loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
-        gradients = _after((loss, logs), gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        gradients = _after((loss, logs), replicas.total(gradients))
+        update(self.optimizer, gradients, self.trainable_weights)
+        replicas.average_statistics(self.model)
         if offsets:
             self.move_weights(offsets, -1)
         self.average_step()
         if self._learns == "alternating":
             logs |= self.maximizer_step(x, y)
-        return logs
+        return replicas.logs(logs)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return self.robust_step(x, y, sample_weight, training=False)[1]
+        return replicas.logs(self.robust_step(x, y, sample_weight, training=False)[1])

@@ -5,6 +5,8 @@ import contextlib
 import keras
 import torch
 
+from keras_emr.backend import torch_processes as replicas
+
 
 def value_and_grad(fn, x):
     """Per-example value of ``fn`` and the input gradient of its sum, both without history.
@@ -155,7 +157,7 @@ def preserve_random_state():
 
 def seed_epoch(seed):
     """Set torch's global stream, so that an epoch's dropout can be repeated on resume."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + replicas.rank())  # other masks for other rows
 
 
 def devices():
@@ -185,7 +187,8 @@ class StepMixin:
             self.optimizer.scale_loss(loss), [w.value for w in weights], allow_unused=True
         )
         with torch.no_grad():
-            self.optimizer.apply(list(gradients), weights)
+            self.optimizer.apply(replicas.total(list(gradients)), weights)
+            replicas.average_statistics(self.model)
             if offsets:
                 self.move_weights(offsets, -1)
             self.average_step()

@@ -39,6 +39,7 @@ class TrainBatches(keras.utils.PyDataset):
         seed: int in [0, 2**63).
         augment: name of an augmentation, see :mod:`keras_emr.data.augment`, or ``"none"``.
         extra: :class:`keras_emr.data.extra.ExtraData`, which takes the places at a batch's end.
+        share: ``(i, n)``: only the i-th of n equal parts of every batch, for process i of n.
 
     Raises:
         UserError: no examples, lengths that differ, a bad batch size or seed, an unknown
@@ -53,6 +54,7 @@ class TrainBatches(keras.utils.PyDataset):
         seed: int = 0,
         augment: str = "none",
         extra: ExtraData | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         # One worker: Keras's queue would run ahead of the epoch's order. See ReadAhead.
         super().__init__(workers=1)
@@ -61,6 +63,7 @@ class TrainBatches(keras.utils.PyDataset):
         self._others = extra.share_of(batch_size) if extra else 0
         self._own = min(batch_size - self._others, len(x))
         self.batch_size = self._own + self._others
+        self._rows = share_of(self.batch_size, share)
         self.x, self.y, self.seed = x, y, seed
         self._augment = augmentation(augment)
         # Slicing an array is cheap; threads would only add overhead.
@@ -88,14 +91,17 @@ class TrainBatches(keras.utils.PyDataset):
 
     def _make(self, order: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         epoch, index = key
-        chosen = order[index * self._own : (index + 1) * self._own]
+        rows = self._rows
+        chosen = order[index * self._own : (index + 1) * self._own][rows]
         x, y = self.x[chosen], self.y[chosen]
         step = epoch * len(self) + index
         if self._extra is not None:
             more_x, more_y = self._extra.take(self._others, step, self.seed)
-            x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
+            place = slice(max(rows.start - self._own, 0), max(rows.stop - self._own, 0))
+            x, y = np.concatenate([x, more_x[place]]), np.concatenate([y, more_y[place]])
         if self._augment is not None:
-            x = self._augment(x, random_words(len(x), self.seed, AUGMENT_STREAM + step))
+            words = random_words(self.batch_size, self.seed, AUGMENT_STREAM + step)
+            x = self._augment(x, words[rows])
         return x, y
 
 
@@ -124,6 +130,42 @@ class EvalBatches(keras.utils.PyDataset):
             raise IndexError(f"batch {index} of {len(self)}")
         chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
         return self.x[chosen], self.y[chosen]
+
+
+class EvenBatches(keras.utils.PyDataset):
+    """All images in their order, in batches of exactly one size, with weights.
+
+    What is missing in the last batch are copies of the last image, of weight zero. The others have
+    the weight ``places / images``: with Keras's reduction (sum of weighted losses over the places)
+    every mean over an epoch is the mean over the images.
+
+    Args:
+        x, y, batch_size: as :class:`EvalBatches`.
+        share: as of :class:`TrainBatches`.
+    """
+
+    def __init__(self, x, y, batch_size: int, share: tuple[int, int] = (0, 1)):
+        super().__init__(workers=1)
+        self.x, self.y, self.batch_size = x, y, _check(x, y, batch_size)
+        self._rows = share_of(batch_size, share)
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``(x, y, weights)`` of batch ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        places = np.arange(self.batch_size)[self._rows] + index * self.batch_size
+        chosen = np.minimum(places, len(self.x) - 1)
+        weights = (places < len(self.x)) * (len(self) * self.batch_size / len(self.x))
+        return self.x[chosen], self.y[chosen], weights.astype("float32")
+
+
+def share_of(batch_size: int, share: tuple[int, int]) -> slice:
+    """The rows of a batch that process ``share[0]`` of ``share[1]`` feeds."""
+    index, count = share
+    return slice(batch_size * index // count, batch_size * (index + 1) // count)
 
 
 def _check(x: np.ndarray, y: np.ndarray, batch_size: int) -> int:

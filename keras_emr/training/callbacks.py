@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from keras_emr import backend
+from keras_emr import backend, distribution
 
 
 class EpochTracker(keras.callbacks.Callback):
@@ -176,8 +176,10 @@ class StopOnSignal(keras.callbacks.Callback):
         self.requested = None
 
     def _check(self):
-        if self.requested is not None:
-            raise Interrupted(self.requested)
+        # A process that stopped alone would leave the others waiting for it.
+        requested = distribution.agree(self.requested or 0)
+        if requested:
+            raise Interrupted(requested)
 
     def on_train_batch_end(self, batch, logs=None):
         self._check()

@@ -7,11 +7,12 @@ import itertools
 import keras
 from keras import ops
 
-from keras_emr import backend, losses
+from keras_emr import backend, distribution, losses
 from keras_emr.attacks import ATTACKS
 from keras_emr.attacks.base import Attack, Objective
 from keras_emr.attacks.learned import LearnedAttack
 from keras_emr.attacks.pgd import referee
+from keras_emr.backend import replicas
 from keras_emr.defenses import DEFENSES, get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.logits import own_input_shape, require_logits
@@ -34,7 +35,10 @@ ATTACK_MODES = ("inference", "training")
 
 @keras.saving.register_keras_serializable("keras_emr")
 class PerExampleMean(keras.losses.Loss):
-    """Keras's own weighting and reduction of per-example losses."""
+    """Keras's own weighting and reduction of per-example losses, over the global batch."""
+
+    def __call__(self, *args, **kwargs):
+        return replicas.whole(super().__call__(*args, **kwargs))
 
     def call(self, y_true, y_pred):
         return y_pred
@@ -243,6 +247,7 @@ class RobustClassifier(
     ):
         """As ``keras.Model.fit``. Data with a ``set_epoch`` method is told the epoch's number."""
         self._build_for(x)
+        kwargs = distribution.fit_options(x, batch_size, kwargs)
         tracker = EpochTracker(x if hasattr(x, "set_epoch") else None, self.seed)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(tracker)
@@ -307,29 +312,34 @@ class RobustClassifier(
         shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
         shown = losses.widen(shown)
 
-        per_example = self.defense.loss(y, clean, adversarial, epoch)
-        known = (y >= 0) & (y < shown.shape[-1])
+        # From here on `labels`, logits and weights are those of the global batch.
+        labels, sample_weight = replicas.gather(y), replicas.gather(sample_weight)
+        shown = replicas.gather(shown)
+        clean, adversarial = replicas.gather(clean), replicas.gather(adversarial)
+        per_example = self.defense.loss(labels, clean, adversarial, epoch)
+        known = (labels >= 0) & (labels < shown.shape[-1])
         # Nobody's label would be learned without a word: NaN stops the run.
         per_example = ops.where(known, per_example, float("nan"))
-        loss = self.mean_over_batch(y, per_example, sample_weight)
+        loss = self.mean_over_batch(labels, per_example, sample_weight)
         sampler = StreamSampler(self.regularizer_seed if training else VALIDATION_SEED)
         for regularizer, metric in zip(self.regularizers, self.regularizer_metrics, strict=True):
             attacked = x_adv if self.defense.needs_adversarial else None
-            penalty = regularizer(network, x, attacked, y, sampler)
-            scale = regularizer.scale(epoch, ops.shape(x)[0])
-            loss = loss + scale * self.mean_over_batch(y, penalty, sample_weight)
+            penalty = replicas.gather(regularizer(network, x, attacked, y, sampler))
+            scale = regularizer.scale(epoch, ops.shape(labels)[0])
+            loss = loss + scale * self.mean_over_batch(labels, penalty, sample_weight)
             metric.update_state(penalty, sample_weight)
         # The mean over the passes: penalties of weights count once, those of activities are shared.
         for extra in itertools.chain(*layer_losses):
-            loss = loss + ops.cast(extra, loss.dtype) / len(layer_losses)
+            loss = loss + replicas.mean(ops.cast(extra, loss.dtype)) / len(layer_losses)
 
-        self.loss_metric.update_state(loss, sample_weight=ops.shape(y)[0])
-        self.accuracy_metric.update_state(losses.correct(y, shown), sample_weight)
+        self.loss_metric.update_state(loss, sample_weight=ops.shape(labels)[0])
+        self.accuracy_metric.update_state(losses.correct(labels, shown), sample_weight)
         if adversarial is not None:
-            self.robust_accuracy_metric.update_state(losses.correct(y, adversarial), sample_weight)
+            right = losses.correct(labels, adversarial)
+            self.robust_accuracy_metric.update_state(right, sample_weight)
         if self.maximizer is not None and not training:
-            self._judge_maximizer(network, x, y, adversarial)
-        logs = self.compute_metrics(x, y, shown, sample_weight)
+            self._judge_maximizer(network, x, y, adversarial, sample_weight)
+        logs = self.compute_metrics(x, labels, shown, sample_weight)
         # A zero would be a lie where nothing was attacked or learned.
         absent = () if adversarial is not None else ("robust_accuracy",)
         absent += self._absent_maximizer_logs(training)

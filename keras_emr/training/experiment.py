@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_emr import distribution
 from keras_emr.data.batches import EvalBatches, TrainBatches
 from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
@@ -91,6 +92,7 @@ def train(
         Interrupted: ``stop`` was tripped; ``last.keras`` holds the weights of that moment.
     """
     whole("epochs", epochs, 1)
+    group = distribution.current()
     folder = RunFolder(folder)
     folder.prepare()
     rows = []
@@ -121,7 +123,10 @@ def train(
     ordered = [*guards, *margins, recorder, early, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs and not early.due:
-        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra)
+        share = group.share if group else (0, 1)
+        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra, share)
+        if group:
+            group.check_batch(batches.batch_size)
         try:
             if maximizer_warmup and not rows:
                 classifier.fit_maximizer(
@@ -161,6 +166,8 @@ def _load(path):
 def _validation(x, y):
     """How ``fit`` takes validation images: as they are, or read batch by batch."""
     size = _even_batches(len(x))
+    if distribution.current():
+        return {"validation_data": distribution.even_batches(x, y, size)}
     if isinstance(x, StoredImages):
         return {"validation_data": EvalBatches(x, y, size)}
     return {"validation_data": (x, y), "validation_batch_size": size}

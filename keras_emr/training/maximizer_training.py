@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import keras
+from keras import ops
 
 from keras_emr import backend, losses
+from keras_emr.backend import replicas
 from keras_emr.errors import UserError
 from keras_emr.network import Network
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
@@ -13,13 +15,20 @@ from keras_emr.training.meta_update import ascend
 MAXIMIZER_UPDATES = ("joint", "alternating", "frozen")
 
 
+class _Count(keras.metrics.Sum):
+    """A sum to which every replica adds the same: the first one's is the result."""
+
+    def add_variable(self, *args, **kwargs):
+        return super().add_variable(*args, **{**kwargs, "aggregation": "only_first_replica"})
+
+
 class MaximizerTraining:
     """What a classifier does with a maximizer: train it with the defense, alone, or judge it."""
 
     def _make_maximizer_metrics(self):
         mean = keras.metrics.Mean
         self.inner_loss_metric = mean(name="inner_loss")
-        self.skipped_metric = keras.metrics.Sum(name="skipped_updates")
+        self.skipped_metric = _Count(name="skipped_updates")
         self.learned_loss_metric = mean(name="learned_loss")
         self.referee_loss_metric = mean(name="referee_loss")
 
@@ -86,20 +95,27 @@ class MaximizerTraining:
         objective = self._objective(network, attack, x, y, training=True)
         drawn = attack.draw(x, StreamSampler(self.attack_seed), self._classes(network, attack))
         x_adv, value, gradients = attack.meta_gradient(objective, x, drawn)
+        share = replicas.fraction(ops.shape(x)[0])
+        if share is not None:  # from means over own rows to the mean over all
+            gradients = replicas.total([g * ops.cast(share, g.dtype) for g in gradients])
         skipped = ascend(self.maximizer_optimizer, gradients, self.maximizer.variables)
-        self.inner_loss_metric.update_state(value)
+        self.inner_loss_metric.update_state(replicas.gather(value))
         self.skipped_metric.update_state(skipped)
         return x_adv
 
-    def _judge_maximizer(self, network, x, y, adversarial):
-        """Cross-entropy under the learned attack, and at the referee's ``adversarial`` logits."""
+    def _judge_maximizer(self, network, x, y, adversarial, sample_weight):
+        """Cross-entropy under the learned attack, and at the referee's ``adversarial`` logits.
+
+        ``x`` and ``y`` are a replica's rows, the others those of the global batch.
+        """
         if self._learns is None:
             return
         objective = self._objective(network, self.attack, x, y, training=False)
         sampler = StreamSampler(VALIDATION_SEED)
         found = self.attack(objective, x, sampler, self._classes(network, self.attack))
-        self.learned_loss_metric.update_state(losses.cross_entropy(y, network.frozen()(found)))
-        self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial))
+        y, learned = replicas.gather(y), replicas.gather(network.frozen()(found))
+        self.learned_loss_metric.update_state(losses.cross_entropy(y, learned), sample_weight)
+        self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial), sample_weight)
 
     def maximizer_step(self, x, y):
         """A batch's update of phi alone; returns its metric results."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from keras import ops
 
 from keras_emr import backend
+from keras_emr.backend import replicas
 from keras_emr.network import Network
 from keras_emr.part import Part, non_negative, register, whole
 
@@ -59,17 +60,20 @@ class WeightPerturbation:
         epoch = ops.maximum(self.epoch.value, 0)
         network = Network(self.model)
         x_adv = self.find_adversarial(network, x, y, training=True)
+        labels, shares = replicas.gather(y), replicas.gather(sample_weight)
 
         def loss(values):
             logits = network.at(values, training=True)
-            clean = logits(x) if self.defense.needs_clean else None
-            per_example = self.defense.loss(y, clean, logits(x_adv), epoch)
-            return self.mean_over_batch(y, per_example, sample_weight), ()
+            clean = replicas.gather(logits(x)) if self.defense.needs_clean else None
+            attacked = replicas.gather(logits(x_adv))
+            per_example = self.defense.loss(labels, clean, attacked, epoch)
+            return self.mean_over_batch(labels, per_example, shares), ()
 
         weights = [
             ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.model.trainable_variables
         ]
         _, gradients = backend.gradient(loss, weights)
+        gradients = replicas.total(gradients)
         offsets = self.weight_perturbation.offsets(gradients, weights, epoch)
         return x_adv, [ops.stop_gradient(offset) for offset in offsets]
 

@@ -28,6 +28,7 @@ PUBLIC = [
     "TRADES",
     "UserError",
     "__version__",
+    "distribute",
     "effective_margins",
     "evaluate_attack",
     "load_data",

@@ -1,0 +1,100 @@
+"""What a step costs, against counts by hand."""
+
+import keras
+import pytest
+from keras import layers
+
+import keras_emr as ke
+from keras_emr.training import cost
+from tests.builders import images, network
+
+
+def small():
+    """8x8x3 -> conv 3x3 to 4, same -> BatchNorm -> pool -> depthwise 3x3 -> dense 5."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(2),
+            layers.DepthwiseConv2D(3),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+
+
+def test_forward_flops_and_parameters_by_hand():
+    model = small()
+    found = cost.forward_cost(model, (8, 8, 3))
+    conv, depthwise, dense = 8 * 8 * 9 * 3 * 4, 2 * 2 * 9 * 4, 16 * 5
+    assert found.flops == 2 * (conv + depthwise + dense) == 2 * 7136
+    assert found.activations == 256 + 256 + 64 + 16 + 16 + 5
+    trainable = (9 * 3 * 4 + 4) + 2 * 4 + (9 * 4 + 4) + (16 * 5 + 5)
+    assert cost.parameters(model.trainable_variables) == trainable == 245
+    assert cost.parameters(model.variables) == trainable + 2 * 4
+    assert "call" not in vars(model.layers[0])  # nothing is left of the counting
+
+
+def test_a_nested_or_subclassed_network_counts_the_same():
+    class Around(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def call(self, x, training=None):
+            return self.inner(x, training=training)
+
+    around = Around()
+    around(keras.ops.zeros((1, 8, 8, 3)))
+    assert cost.forward_cost(around, (8, 8, 3)) == cost.forward_cost(small(), (8, 8, 3))
+
+
+def passes(defense, attack=None, regularizers=(), **options):
+    x, y = (keras.ops.convert_to_tensor(a) for a in images(2))
+    robust = ke.RobustClassifier(network(), defense, attack, regularizers, **options)
+    robust.compile(keras.optimizers.SGD(0.1))
+    found = cost.step_passes(robust, x, y)
+    return (found.forward, found.to_input, found.to_weights, found.double), found.in_forward_passes
+
+
+EMR = ke.EffectiveMarginRegularizer(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "counts", "units"),
+    [
+        (("standard",), (1, 0, 1, 0), 3),
+        # Five gradients, the loss's pass, one for the clean accuracy.
+        (("at", ke.PGD(0.1, steps=5)), (7, 5, 1, 0), 14),
+        # Five gradients, the reference of KL, clean and adversarial pass, EMR's.
+        (("trades", ke.PGD(0.1, steps=5), [EMR]), (9, 5, 3, 1), 23),
+    ],
+)
+def test_passes_of_a_step_by_hand(arguments, counts, units):
+    assert passes(*arguments) == (counts, units)
+
+
+def test_passes_with_perturbed_weights_and_a_learned_maximizer():
+    (forward, _, to_weights, _), _ = passes(
+        "at", ke.PGD(0.1, steps=5), weight_perturbation=ke.AWP(0.01)
+    )
+    assert (forward, to_weights) == (8, 2)  # one more, to the weights and back
+    attack = ke.LearnedAttack(0.1, maximizer=ke.LearnedMaximizer(hidden=3), steps=4)
+    counts, _ = passes("at", attack)
+    assert counts == (7, 5, 1, 0)  # T + 1 input gradients
+
+
+def test_memory_grows_with_the_batch_and_the_optimizer():
+    robust = ke.RobustClassifier(network(), "at", ke.PGD(0.1, steps=2), averaging=ke.EMA())
+    robust.compile(keras.optimizers.Adam())
+    robust.optimizer.build(robust.trainable_variables)
+    weights = robust.model.trainable_variables
+    forward = cost.forward_cost(robust.model, (6, 6, 1))
+    made = cost.Passes(forward=4, to_input=2, to_weights=1)
+    found = [cost.memory(robust, (6, 6, 1), n, forward, made) for n in (1, 8)]
+    steps_and_rate = found[0]["optimizer"] - 2 * cost.size(weights)
+    assert steps_and_rate in (8, 12)  # 32 or 64 bits for the steps
+    assert found[0]["averages"] == found[0]["gradients"] == cost.size(weights)
+    assert found[1]["activations"] == 8 * found[0]["activations"] > 0
+    assert found[0]["total"] == sum(v for k, v in found[0].items() if k != "total")
