@@ -66,6 +66,8 @@ class Checkpointer(keras.callbacks.Callback):
         if self._last is not None and position.step == self.steps:
             logs, passing = self._last
             arrays |= passing
+        if position.step == 0:  # an epoch's begin sets the backend's hidden random state anyway
+            arrays = snapshot.without_random(arrays)
         if not _finite(arrays, snapshot.trainable_names(self.model)):
             return
         state = {

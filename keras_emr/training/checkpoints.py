@@ -85,7 +85,7 @@ class Checkpoints:
         Killed at any moment, this leaves the one before as it was.
 
         Args:
-            position: where training stands; a checkpoint of the same place is replaced.
+            position: where training stands; a damaged checkpoint of the same place is replaced.
             arrays: NumPy arrays of types that NumPy itself has, by name.
             state: what JSON can hold.
 
@@ -93,6 +93,8 @@ class Checkpoints:
             NotWritten: as on a full disk; the checkpoints that were there are untouched.
         """
         target, aside = self.folder / position.name, self.folder / (_ASIDE + position.name)
+        if target.name == self._latest:  # training is a function of where it stands
+            return target
         with writing(target):
             self._sweep()
             aside.mkdir(parents=True)
@@ -102,16 +104,16 @@ class Checkpoints:
                 (aside / _STATE).write_text(
                     json.dumps({"epoch": position.epoch, "step": position.step, **state}) + "\n"
                 )
-                (aside / _MANIFEST).write_text(_manifest(aside) + "\n")
+                (aside / _MANIFEST).write_text(_manifest(aside))
                 for name in (_ARRAYS, _STATE, _MANIFEST):
                     flush(aside / name)
                 flush(aside)
-            except BaseException:
+                if target.exists():  # damaged, or it would be the latest
+                    remove_folder(target)
+                os.replace(aside, target)
+            except Exception:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
-            if target.exists():
-                remove_folder(target)
-            os.replace(aside, target)
             flush(self.folder)
         kept = {self._latest, target.name}
         self._latest = target.name
@@ -248,7 +250,8 @@ def _require_same(had, now, path):
 def _difference(place, one, other):
     """The first place where two JSON values differ, with both; ``None`` if they do not."""
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*other, *(key for key in one if key not in other)]:
+        keys = [*other, *(key for key in one if key not in other)]
+        for key in sorted(keys, key=lambda key: key != "class_name"):  # what it is, then how
             found = _difference((*place, key), one.get(key), other.get(key))
             if found is not None:
                 return found

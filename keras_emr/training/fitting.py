@@ -21,7 +21,7 @@ class Relay(keras.callbacks.Callback):
     def __init__(self, callbacks, model, epochs, steps):
         super().__init__()
         self.inner = keras.callbacks.CallbackList(
-            callbacks, add_history=True, model=model, epochs=epochs, steps=steps, verbose=0
+            callbacks, model=model, epochs=epochs, steps=steps, verbose=0
         )
         self.first = 0  # steps that the epoch under way had behind it when `fit` was called
         self.begin = None  # called before the next batch, once

@@ -42,7 +42,7 @@ class Every:
             made = cls(seconds=float(match[1]) * _UNITS[match[2]])
         if made is None or isinstance(value, bool) or not min(made.seconds, made.steps) > 0:
             raise UserError(
-                f"checkpoint_every: bad interval. Received: {value!r}. Expected a time such as "
+                f"bad interval between checkpoints. Received: {value!r}. Expected a time such as "
                 "90s, 10m or 2h, or a number of steps such as 500steps."
             )
         return made

@@ -108,6 +108,11 @@ def restore(classifier, arrays):
     _assign(variables, arrays)
 
 
+def without_random(arrays):
+    """``arrays`` without the backend's hidden random state."""
+    return {k: v for k, v in arrays.items() if not k.startswith(_RANDOM)}
+
+
 def passing(arrays):
     """What of a checkpoint's arrays :func:`restore_passing` needs."""
     return {k: v for k, v in arrays.items() if k.startswith(("metrics/", _RANDOM))}
