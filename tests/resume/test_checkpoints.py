@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from keras_emr.training.intervals import Every
 from keras_emr.training.writing import flush
 from tests.builders import assert_same_arrays
 
+pytestmark = pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] != "tensorflow", reason="no backend takes part"
+)
 IDENTITY = {"network": "tiny", "defense": {"class_name": "AT", "config": {"beta": 1.5}}}
 PLACES = [Position(-1, 7), Position(0, 3), Position(0, 12), Position(1, 0), Position(9, 5)]
 
