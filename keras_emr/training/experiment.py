@@ -118,7 +118,7 @@ def train(
         classifier,
         data,
         batch_size=batch_size,
-        seed=seed,
+        data_seed=seed,
         augment=augment,
         extra_data=f"{len(extra.x)} at {extra.ratio}" if extra else None,
         maximizer_warmup=maximizer_warmup,

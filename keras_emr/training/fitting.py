@@ -145,5 +145,5 @@ def _finish(classifier, batches, validation, epoch, relay, keeper, found):
         logs = {name: float(value) for name, value in metrics.items()}
     x, *rest = validation
     given = dict(zip(("y", "batch_size"), rest, strict=False))
-    found = classifier.evaluate(x, **given, verbose=0, return_dict=True, callbacks=[relay])
-    relay.on_epoch_end(epoch, {**logs, **{f"val_{name}": v for name, v in found.items()}})
+    judged = classifier.evaluate(x, **given, verbose=0, return_dict=True, callbacks=[relay])
+    relay.on_epoch_end(epoch, {**logs, **{f"val_{name}": v for name, v in judged.items()}})

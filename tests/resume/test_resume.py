@@ -126,7 +126,7 @@ def test_another_run_cannot_take_up_a_checkpoint(whole):
     before = snapshot.without_random(snapshot.capture(robust))
     for options, fragment in [
         ({"batch_size": 8}, "another batch size. Received: 8, while "),
-        ({"seed": 1}, "another seed. Received: 1, while "),
+        ({"seed": 1}, "another data seed. Received: 1, while "),
         ({"augment": "none"}, "another augment. Received: none, while "),
         ({"n": 60}, "another data set. Received: arrays, 20 training"),
     ]:
