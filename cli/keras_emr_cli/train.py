@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
-from keras_emr.errors import UserError
+from keras_emr.errors import NotWritten, UserError
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.train_settings import TRAIN, mail_burn_in, swa_start
@@ -153,6 +153,9 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
         if not folder.last.exists():
             kept = "No epoch was finished, so no model was kept."
         return fail(f"{error} {kept}", EXIT_FAILURE)
+    except NotWritten as error:
+        again = f"keras-emr train --out {folder.path} --resume"
+        return fail(f"{error} Make room, then continue with: {again}", EXIT_FAILURE)
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 75

@@ -111,7 +111,8 @@ def train(
         whole("patience", patience, 1)
     batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra)
     classifier._build_for(batches)
-    classifier.optimizer.build(classifier.trainable_variables)
+    if not classifier.optimizer.built:  # a second time is not harmless with loss scaling
+        classifier.optimizer.build(classifier.trainable_variables)
     folder = RunFolder(folder)
     folder.prepare()
     identity = snapshot.identity(

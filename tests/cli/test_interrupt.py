@@ -175,7 +175,8 @@ def test_a_full_disk_ends_a_run_with_one_line(capfd, tmp_path, data, monkeypatch
         patch.setattr(np, "savez", full_disk)
         result = call(capfd, *arguments)
     where = "run/checkpoints/epoch-00003-step-0000000"
-    assert_error(result, 1, "cannot write: No space left on device", where)
+    again = "keras-emr train --out run --resume"
+    assert_error(result, 1, "cannot write: No space left on device", where, again)
     assert not list(tmp_path.rglob("*part*")) and not (tmp_path / "run" / "report").exists()
     (state, _) = newest_checkpoint("run")
     assert (state["epoch"], state["step"]) == (1, 0)

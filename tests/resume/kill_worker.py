@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.resume import runs
 
-N, EPOCHS = 360, 8
+N, EPOCHS = 360, 16
 
 
 class Begun(keras.callbacks.Callback):
@@ -67,15 +67,15 @@ def main():
         pid, pipe = child(method, parts, "1steps")
         if len(found) % 5:  # one in five at any moment of its start: loading, compiling, warming up
             os.read(pipe, 1)
-            time.sleep(rng.uniform(0, 1.5))
+            time.sleep(rng.uniform(0, 1))
         else:
-            time.sleep(rng.uniform(0, 8))
+            time.sleep(rng.uniform(0, 5))
         os.kill(pid, signal.SIGKILL)
         status = finish(pid, pipe)
         assert os.WIFSIGNALED(status), f"ended by itself after {len(found)} kills: {status}"
         names = sorted(p.name for p in (parts / "checkpoints").glob("*")) if parts.exists() else []
         found.append(names)
-    assert finish(*child(method, parts, "1steps")) == 0
+    assert finish(*child(method, parts, "7steps")) == 0
     print(json.dumps({"found": found, "seconds": round(time.monotonic() - began)}))
 
 
