@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class NotWritten(OSError):
+    """A file could not be written, as on a full disk; the message is one line that names it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not among ``known``, with a suggestion when one is close.
 

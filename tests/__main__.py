@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.processes import environment
 
 HERE = Path(__file__).parent
-PER_BACKEND = (("training", "models"), ("golden", "evaluation", "blackbox"))
+PER_BACKEND = (("training", "models", "resume"), ("golden", "evaluation", "blackbox"))
 ALONE = ("system", "cli", "serving")  # once, each in a process of its own
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 NOTHING_SELECTED = 5

@@ -1,5 +1,8 @@
 """Small networks and data shared by the tests."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 from keras import layers
@@ -33,3 +36,18 @@ def assert_same(before, after):
     assert len(before) == len(after) > 0
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def newest_checkpoint(run):
+    """``(state, arrays)`` of a run's newest checkpoint, read without the library."""
+    path = max((Path(run) / "checkpoints").glob("epoch-*"))
+    with np.load(path / "arrays.npz") as arrays:
+        return json.loads((path / "state.json").read_text()), dict(arrays)
+
+
+def assert_same_arrays(one, other):
+    """Bit-identical under the same names."""
+    assert set(one) == set(other) and one
+    for name in one:
+        assert one[name].dtype == other[name].dtype, name
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)

@@ -9,7 +9,7 @@ from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models import make_model
 from keras_emr_cli.progress import warn
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN, mail_burn_in, swa_start
 
 # What an EMR preset decides: the regularizer's option by the setting's name.
 _PRESET_DECIDES = {
@@ -206,7 +206,7 @@ def averaging(s, steps):
     if s.averaging == "ema":
         return EMA(s.averaging_decay, s.averaging_start or 1, **statistics)
     if s.averaging == "swa":
-        return SWA(s.averaging_start or s.epochs * 3 // 4 + 1, steps, **statistics)
+        return SWA(swa_start(s), steps, **statistics)
     return None
 
 

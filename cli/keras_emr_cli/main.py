@@ -8,7 +8,7 @@ import sys
 import click
 
 from keras_emr._version import __version__
-from keras_emr.errors import UserError, unknown
+from keras_emr.errors import NotWritten, UserError, unknown
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -83,6 +83,8 @@ def main(arguments=None):
         code = fail(error.format_message(), EXIT_USAGE)
     except UserError as error:
         code = fail(error, EXIT_INVALID)
+    except NotWritten as error:
+        code = fail(error, EXIT_FAILURE)
     except AssertionError as error:
         # An attack that left its ball is our bug; a traceback would not help whoever meets it.
         evaluation = sys.modules.get("keras_emr.evaluation.robust_accuracy")

@@ -10,18 +10,20 @@ from pathlib import Path
 import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
-from keras_emr.errors import UserError
+from keras_emr.errors import NotWritten, UserError
 from keras_emr_cli import distributed
 from keras_emr_cli.distributed import PLACE
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN, mail_burn_in, swa_start
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "stream", "tfds_dir"}
-_RESUMABLE |= {"early_stopping", "overfitting_guard"}
+_RESUMABLE |= {"early_stopping", "overfitting_guard", "checkpoint_every"}
 _RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on them
+# Taken from the run where they are `auto`: what more epochs would make of them is another run.
+_OF_THE_RUN = ("mail_burn_in", "averaging_start")
 
 
 @click.command(name="train")
@@ -30,7 +32,7 @@ _RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on 
     metavar="FILE",
     help="YAML file of settings (`keras-emr config init`), or recipe:NAME (`config recipes`).",
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out at the step it stopped at.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would need, by a few steps; write nothing."
@@ -105,9 +107,8 @@ def _settings(flags, config, resume, overwrite) -> Merged:
     settings = merge(TRAIN, flags, config)
     if stored is not None and stored.exists():
         before = _settled(merge(TRAIN, {}, str(stored), environment={}))
-        if settings.mail_burn_in is None:  # the run's, not what more epochs would make of it
-            burn_in = {"mail_burn_in": before.mail_burn_in}
-            settings = Merged({**settings.values, **burn_in}, settings.origins)
+        kept = {n: before.values[n] for n in _OF_THE_RUN if settings.values[n] is None}
+        settings = Merged({**settings.values, **kept}, settings.origins)
         had, now = before.plain(), _settled(settings)
         fixed = {"epochs"} if before.lr_schedule in ("cosine", "cyclic") else set()
         for name, value in settings.plain().items():
@@ -134,6 +135,8 @@ def _settled(s) -> Merged:
             values[name] = str(Path(values[name]).expanduser().resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
+    if s.averaging == "swa":
+        values["averaging_start"] = swa_start(s)
     return Merged(values, s.origins)
 
 
@@ -195,13 +198,17 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave)
         if not folder.last.exists():
             kept = "No epoch was finished, so no model was kept."
         return fail(f"{error} {kept}", EXIT_FAILURE)
+    except NotWritten as error:
+        again = f"keras-emr train --out {folder.path} --resume"
+        return fail(f"{error} Make room, then continue with: {again}", EXIT_FAILURE)
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 75
         if not main_process:
             return code
+        at = f" at {error.where}" if error.where else ""
         return fail(
-            f"interrupted ({number.name}); weights in {folder.last}; continue with: "
+            f"interrupted ({number.name}){at}; weights in {folder.last}; continue with: "
             f"keras-emr train --out {folder.path} --resume",
             code,
         )
@@ -229,7 +236,7 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
     from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
-    from keras_emr_cli.progress import EpochReport
+    from keras_emr_cli.progress import EpochReport, warn
 
     others = extra.share_of(settings.batch_size) if extra else 0
     steps = steps_per_epoch(len(data.x_train), settings.batch_size - others)
@@ -254,6 +261,8 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
             overfitting_guard=overfitting_guard(settings),
             augment=settings.augment,
             extra=extra,
+            checkpoint_every=settings.checkpoint_every,
+            notify=warn,
         )
     return runs
 

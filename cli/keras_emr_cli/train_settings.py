@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keras_emr.defenses import DEFENSES
 from keras_emr.models import ACTIVATIONS, MODEL_NAMES, NORMALIZATIONS, check_model_name
+from keras_emr.training.intervals import check_interval
 from keras_emr_cli.attack_settings import ATTACK
 from keras_emr_cli.reading_settings import reading
 from keras_emr_cli.settings import BACKENDS, SEEDS, grouped
@@ -16,6 +17,11 @@ AUGMENTATIONS = ("none", "cifar")
 def mail_burn_in(s):
     """Unweighted epochs of MAIL: as set, else the released schedule's 76 of every 120 epochs."""
     return round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
+
+
+def swa_start(s):
+    """First epoch of SWA: as set, else after three quarters of the epochs."""
+    return s.epochs * 3 // 4 + 1 if s.averaging_start is None else s.averaging_start
 
 
 TRAIN = [
@@ -291,5 +297,13 @@ TRAIN = [
         S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
         S("seed", "int", 0, "Seed of weights, noise and order.", low=0, high=SEEDS - 1),
         S("out", "text", None, "Run folder.", auto="a new folder under runs/"),
+        S(
+            "checkpoint_every",
+            "text",
+            "10m",
+            "Time (90s, 10m, 2h) or steps (500steps) between checkpoints inside an epoch; there is"
+            " one at each epoch's end, too.",
+            check=check_interval,
+        ),
     ),
 ]

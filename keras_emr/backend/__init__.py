@@ -13,7 +13,8 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
 * ``devices()``: what this process computes on, for reports;
-* ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any;
+* ``preserve_random_state()``, ``seed_epoch(seed)``, ``random_state()`` and
+  ``set_random_state(arrays)``: the backend's hidden random state, if any;
 * ``replicas``: what a step on several devices asks of the others (``jax_devices``,
   ``tensorflow_replicas``, ``torch_processes``); on one device nothing at all.
 """
@@ -45,6 +46,8 @@ devices = _module.devices
 StepMixin = _module.StepMixin
 preserve_random_state = _module.preserve_random_state
 seed_epoch = _module.seed_epoch
+random_state = _module.random_state
+set_random_state = _module.set_random_state
 
 __all__ = [
     "NAME",
@@ -56,8 +59,10 @@ __all__ = [
     "loop",
     "mix",
     "preserve_random_state",
+    "random_state",
     "replicas",
     "seed_epoch",
+    "set_random_state",
     "tanh",
     "update",
     "value_and_grad",

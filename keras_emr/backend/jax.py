@@ -99,6 +99,15 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of JAX's random state in variables."""
 
 
+def random_state():
+    """Nothing: Keras keeps all of JAX's random state in variables."""
+    return {}
+
+
+def set_random_state(arrays):
+    """Nothing to do."""
+
+
 def devices():
     """Names of the devices."""
     return [device.device_kind for device in jax.devices()]

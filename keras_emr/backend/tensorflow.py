@@ -112,6 +112,15 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of TensorFlow's random state in variables."""
 
 
+def random_state():
+    """Nothing: Keras keeps all of TensorFlow's random state in variables."""
+    return {}
+
+
+def set_random_state(arrays):
+    """Nothing to do."""
+
+
 def devices():
     """Names of the devices."""
     found = tf.config.list_physical_devices()

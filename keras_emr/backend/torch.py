@@ -160,6 +160,24 @@ def seed_epoch(seed):
     torch.manual_seed(seed + replicas.rank())  # other masks for other rows
 
 
+def random_state():
+    """torch's global streams, as NumPy arrays by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def set_random_state(arrays):
+    """Set the streams to what :func:`random_state` gave; of devices that are not here: none."""
+    for name, state in arrays.items():
+        state = torch.from_numpy(state.copy())
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif int(name.removeprefix("cuda")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+
+
 def devices():
     """Names of the devices."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

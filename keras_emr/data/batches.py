@@ -105,6 +105,32 @@ class TrainBatches(keras.utils.PyDataset):
         return x, y
 
 
+class RestOfEpoch(keras.utils.PyDataset):
+    """The batches of an epoch from ``first`` on, for a training that goes on inside it.
+
+    Args:
+        batches: :class:`TrainBatches`.
+        first: index of the first batch, below their number.
+    """
+
+    def __init__(self, batches: TrainBatches, first: int):
+        super().__init__(workers=1)
+        self.batches, self.first = batches, first
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of epoch ``epoch`` (from 0)."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """``(x, y)`` of batch ``first + index`` of the epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        return self.batches[self.first + index]
+
+
 class EvalBatches(keras.utils.PyDataset):
     """All images in their order, read batch by batch: for validation images on disk.
 

@@ -70,10 +70,11 @@ class MarginMeter:
     Args:
         model: Keras classifier to logits.
         batch_size: images at a time.
+        between: called before every batch, if given.
     """
 
-    def __init__(self, model, batch_size=256):
-        self.batch_size = batch_size
+    def __init__(self, model, batch_size=256, between=None):
+        self.batch_size, self.between = batch_size, between
         self._compiled = backend.compiled(self._batch, model.variables)
         self._network = Network(model)
 
@@ -87,8 +88,13 @@ class MarginMeter:
         if not isinstance(x, StoredImages):  # which are read batch by batch
             x = np.asarray(x, keras.config.floatx())
         y = np.asarray(y, "int32")
-        l2, linf, weight_norm = in_batches(self._compiled, min(self.batch_size, len(x)), x, y)
+        l2, linf, weight_norm = in_batches(self._next, min(self.batch_size, len(x)), x, y)
         return Margins(l2, linf, weight_norm)
+
+    def _next(self, x, y):
+        if self.between is not None:
+            self.between()
+        return self._compiled(x, y)
 
 
 def effective_margins(model, x, y, batch_size=256):

@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from keras_emr import backend, distribution
+from keras_emr import backend
 
 
 class EpochTracker(keras.callbacks.Callback):
@@ -130,21 +130,20 @@ class EffectiveMarginLogger(keras.callbacks.Callback):
     Args:
         x, y: images (N, H, W, C) in [0, 1] and labels (N,).
         epsilon, norm: the threat model that ``val_share_above_epsilon`` compares with.
+        between: called before every batch of images, if given; what it raises ends the epoch.
     """
 
-    def __init__(self, x, y, epsilon, norm="linf"):
+    def __init__(self, x, y, epsilon, norm="linf", between=None):
         super().__init__()
         self.x, self.y, self.epsilon, self.norm = x, y, epsilon, norm
+        self.between = between
         self._measure = None
 
-    def on_train_begin(self, logs=None):
-        from keras_emr.evaluation.margins import MarginMeter
-
-        self._measure = MarginMeter(self.model.model)
-
     def on_epoch_end(self, epoch, logs=None):
-        from keras_emr.evaluation.margins import summarize
+        from keras_emr.evaluation.margins import MarginMeter, summarize
 
+        if self._measure is None:
+            self._measure = MarginMeter(self.model.model, between=self.between)
         with self.model.averaged():
             measured = self._measure(self.x, self.y)
         summary = summarize(measured, self.epsilon, self.norm)
@@ -158,34 +157,24 @@ class EffectiveMarginLogger(keras.callbacks.Callback):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop (``signal_number``); raised between two steps."""
+    """Training was asked to stop (``signal_number``); raised between two steps.
 
-    def __init__(self, signal_number):
+    ``where``: what the newest checkpoint holds, e.g. ``epoch 3, step 17``, if one was written.
+    """
+
+    def __init__(self, signal_number, where=None):
         super().__init__(f"interrupted by signal {signal_number}")
-        self.signal_number = signal_number
+        self.signal_number, self.where = signal_number, where
 
 
-class StopOnSignal(keras.callbacks.Callback):
-    """Raise :class:`Interrupted` after the step during which ``requested`` was set.
+class StopOnSignal:
+    """Set ``requested`` to a signal's number, and training stops after the step under way.
 
     A signal must not stop a step half-way: on JAX its donated buffers would be lost.
     """
 
     def __init__(self):
-        super().__init__()
         self.requested = None
-
-    def _check(self):
-        # A process that stopped alone would leave the others waiting for it.
-        requested = distribution.agree(self.requested or 0)
-        if requested:
-            raise Interrupted(requested)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._check()
-
-    def on_test_batch_end(self, batch, logs=None):
-        self._check()
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -201,13 +190,13 @@ class StopAfter(keras.callbacks.Callback):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run folder: each epoch's ``history.jsonl`` line, ``best``, ``last``, checkpoint.
+    """Writes a run folder: each epoch's ``history.jsonl`` line, ``best``, ``last``.
 
     ``best`` and ``last`` have the averaged weights where there are any. Beside ``best.keras`` the
     learned maximizer of that epoch, if there is one.
 
-    The checkpoint comes last: whatever moment a run is killed at, resuming repeats at most the
-    epoch that was under way.
+    Put it before the callback that writes the checkpoint: whatever moment a run is killed at, the
+    files are then at most ahead of the checkpoint, and are written once more with the same content.
 
     Args:
         folder: :class:`keras_emr.training.run_folder.RunFolder`.
@@ -220,16 +209,22 @@ class Recorder(keras.callbacks.Callback):
         self.folder = folder
         self.monitor = monitor
         self.rows = list(rows)
-        self._began = 0.0
+        self._before, self._began = 0.0, None
 
     @property
     def best(self):
         """History row of the best epoch, or ``None``."""
         return max(self.rows, key=lambda row: row[self.monitor], default=None)
 
-    def on_train_begin(self, logs=None):
-        if not self.rows:
-            self.folder.save_model(self.model, self.folder.state)
+    @property
+    def elapsed(self):
+        """Seconds that the epoch under way has taken, before an interruption included."""
+        now = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._before + now
+
+    @elapsed.setter
+    def elapsed(self, seconds):
+        self._before, self._began = seconds, None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
@@ -237,8 +232,8 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # JSON has no NaN: a margin that is not defined (no finite one) is null.
         metrics = {k: float(v) if math.isfinite(v) else None for k, v in logs.items()}
-        seconds = time.perf_counter() - self._began
-        self.rows.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 3)})
+        self.rows.append({"epoch": epoch + 1, **metrics, "seconds": round(self.elapsed, 3)})
+        self.elapsed = 0.0
         self.folder.write_history(self.rows)
         with self.model.averaged():
             if self.best is self.rows[-1]:
@@ -246,4 +241,3 @@ class Recorder(keras.callbacks.Callback):
                 if self.model.maximizer is not None:
                     self.folder.save_model(self.model.maximizer, self.folder.maximizer)
             self.folder.save_model(self.model.model, self.folder.last)
-        self.folder.save_model(self.model, self.folder.state)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import keras
+from dataclasses import dataclass, replace
 
 from keras_emr import distribution
 from keras_emr.data.batches import EvalBatches, TrainBatches
 from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
 from keras_emr.part import whole
+from keras_emr.training import snapshot
 from keras_emr.training.callbacks import (
     EffectiveMarginLogger,
     Interrupted,
     OverfittingGuard,
     Recorder,
-    StopAfter,
     StopEarly,
     StopOnNonFinite,
 )
+from keras_emr.training.checkpointing import Checkpointer
+from keras_emr.training.checkpoints import Checkpoints, Position, warn
+from keras_emr.training.fitting import fit_from, warm_up
+from keras_emr.training.intervals import Every
 from keras_emr.training.run_folder import RunFolder
 
 
@@ -55,6 +57,8 @@ def train(
     overfitting_guard=None,
     augment="none",
     extra=None,
+    checkpoint_every="10m",
+    notify=warn,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
@@ -63,17 +67,23 @@ def train(
     ``last.keras`` are the plain inner model, with averaged weights where the classifier averages.
     The order of the examples is a function of (seed, epoch).
 
+    ``checkpoints/`` holds the two newest checkpoints. A run that was killed at any moment, and is
+    resumed, ends with the weights, optimizer state and history (but for ``seconds``) that it
+    would have had, bit for bit on CPU.
+
     Args:
-        classifier: compiled :class:`RobustClassifier`; with ``resume`` it is replaced by the one
-            in the checkpoint.
+        classifier: compiled :class:`RobustClassifier`; with ``resume`` made as the run's was: it
+            is given the checkpoint's state, learning rate included.
         data: :class:`keras_emr.data.Dataset`.
         folder: path of the run.
         epochs: epochs in all, >= 1.
         batch_size: full batches only; the remainder of an epoch is left out.
         seed: of the order of the examples.
-        resume: continue after the last finished epoch found in ``folder``.
+        resume: continue at the step of the newest whole checkpoint in ``folder``; start where
+            nothing was trained yet.
         stop: a :class:`StopOnSignal` that the caller can trip.
-        callbacks: further Keras callbacks.
+        callbacks: further Keras callbacks. What they remember is kept in checkpoints if they have
+            ``get_state() -> what JSON can hold`` and ``set_state(state)``.
         maximizer_warmup: batches on which a learned maximizer is trained alone before the first
             epoch, against the untrained classifier.
         patience: end when so many epochs in a row were no better than the best; ``None``: never.
@@ -81,37 +91,59 @@ def train(
             ``None``: any.
         augment: augmentation of the training images, see :mod:`keras_emr.data.augment`.
         extra: :class:`keras_emr.data.extra.ExtraData` to mix into the training batches.
+        checkpoint_every: how often to write a checkpoint inside an epoch, beside those at each
+            epoch's end and when interrupted: ``90s``, ``10m``, ``2h`` or ``500steps``.
+        notify: told of every damaged checkpoint that is skipped, one line each.
 
     Returns:
         :class:`TrainedRun`.
 
     Raises:
-        UserError: bad arguments, or the folder has no checkpoint to resume.
+        UserError: bad arguments; no checkpoint can be used though training had begun; the
+            checkpoint is of another model or data set, or of a later version of keras_emr.
+        NotWritten: a file could not be written, as on a full disk; the last checkpoint is whole.
         TrainingDiverged: the loss became NaN or infinite, or robust accuracy fell by more than
             ``overfitting_guard`` (:class:`CatastrophicOverfitting`); the last good epoch is kept.
-        Interrupted: ``stop`` was tripped; ``last.keras`` holds the weights of that moment.
+        Interrupted: ``stop`` was tripped; the checkpoint and ``last.keras`` are of that moment.
     """
     whole("epochs", epochs, 1)
+    every = Every.parse(checkpoint_every)
+    if patience is not None:
+        whole("patience", patience, 1)
     group = distribution.current()
+    share = group.share if group else (0, 1)
+    batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra, share)
+    if group:
+        group.check_batch(batches.batch_size)
+    classifier._build_for(batches)
+    if not classifier.optimizer.built:  # a second time is not harmless with loss scaling
+        classifier.optimizer.build(classifier.trainable_variables)
     folder = RunFolder(folder)
     folder.prepare()
-    rows = []
-    if resume and folder.state.exists():
-        classifier = _load(folder.state)
-        finished = int(classifier.epoch.value) + 1
-        rows = folder.read_history()[:finished]
-        if len(rows) < finished:
-            raise UserError(
-                f"history.jsonl does not match the checkpoint. Received: {len(rows)} epochs for a "
-                f"checkpoint of {finished}. Start again with --overwrite."
-            )
-        folder.write_history(rows)
+    identity = snapshot.identity(
+        classifier,
+        data,
+        batch_size=batch_size,
+        data_seed=seed,
+        augment=augment,
+        extra_data=f"{len(extra.x)} at {extra.ratio}" if extra else None,
+        maximizer_warmup=maximizer_warmup,
+    )
+    checkpoints = Checkpoints(folder.checkpoints, notify)
+    found = _take_up(classifier, checkpoints, identity, folder) if resume else None
+    rows = found.state["history"] if found else []
     attacked = classifier.defense.needs_adversarial
     monitor = "val_robust_accuracy" if attacked else "val_accuracy"
     recorder = Recorder(folder, monitor, rows)
+    keeper = Checkpointer(checkpoints, identity, recorder, len(batches), every, stop, callbacks)
+    keeper.set_model(classifier)
+    if not found:
+        checkpoints.clear()
+        keeper.save(Position(-1 if maximizer_warmup else 0, 0))
     evaluation = classifier.eval_attack
+    validation = (data.x_val, data.y_val)
     margins = (
-        [EffectiveMarginLogger(data.x_val, data.y_val, evaluation.epsilon, evaluation.norm)]
+        [EffectiveMarginLogger(*validation, evaluation.epsilon, evaluation.norm, keeper.check)]
         if evaluation
         else []
     )
@@ -119,32 +151,13 @@ def train(
     guards = [StopOnNonFinite()]
     if overfitting_guard is not None and attacked:
         guards.append(OverfittingGuard(overfitting_guard, rows))
-    early = StopEarly(recorder, math.inf if patience is None else whole("patience", patience, 1))
-    ordered = [*guards, *margins, recorder, early, *callbacks, *([stop] if stop else [])]
-    classifier.optimizer.build(classifier.trainable_variables)
+    early = StopEarly(recorder, math.inf if patience is None else patience)
+    ordered = [*guards, *margins, recorder, early, *callbacks]
     if len(rows) < epochs and not early.due:
-        share = group.share if group else (0, 1)
-        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra, share)
-        if group:
-            group.check_batch(batches.batch_size)
         try:
-            if maximizer_warmup and not rows:
-                classifier.fit_maximizer(
-                    batches,
-                    epochs=-(-maximizer_warmup // len(batches)),
-                    shuffle=False,
-                    verbose=0,
-                    callbacks=[StopAfter(maximizer_warmup), *([stop] if stop else [])],
-                )
-            classifier.fit(
-                batches,
-                **_validation(data.x_val, data.y_val),
-                epochs=epochs,
-                initial_epoch=len(rows),
-                shuffle=False,
-                verbose=0,
-                callbacks=ordered,
-            )
+            if maximizer_warmup and (not found or found.position.epoch < 0):
+                warm_up(classifier, batches, maximizer_warmup, keeper, found)
+            fit_from(classifier, batches, _validation(*validation), epochs, ordered, keeper, found)
         except Interrupted:
             with classifier.averaged():
                 folder.save_model(classifier.model, folder.last)
@@ -152,25 +165,28 @@ def train(
     return TrainedRun(folder, recorder.rows, recorder.best, monitor)
 
 
-def _load(path):
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:  # a damaged archive can fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"checkpoint cannot be loaded: {reason} Received: {str(path)!r}. Start again with "
-            "--overwrite."
-        ) from None
+def _take_up(classifier, checkpoints, identity, folder):
+    """Put ``classifier`` where the newest checkpoint stands, and the history beside it."""
+    found = checkpoints.newest(identity)
+    if found is None:
+        if folder.has_results():
+            raise UserError(
+                f"no checkpoint to resume from. Received: {str(folder.path)!r}, whose training had "
+                "begun. Start again with --overwrite, or in another folder."
+            )
+        return None
+    snapshot.restore(classifier, found.arrays)
+    if found.state["history"] or folder.history.exists():
+        folder.write_history(found.state["history"])
+    return replace(found, arrays=snapshot.passing(found.arrays))
 
 
 def _validation(x, y):
-    """How ``fit`` takes validation images: as they are, or read batch by batch."""
+    """What ``evaluate`` takes: images as they are with a batch size, or read batch by batch."""
     size = _even_batches(len(x))
     if distribution.current():
-        return {"validation_data": distribution.even_batches(x, y, size)}
-    if isinstance(x, StoredImages):
-        return {"validation_data": EvalBatches(x, y, size)}
-    return {"validation_data": (x, y), "validation_batch_size": size}
+        return (distribution.even_batches(x, y, size),)
+    return (EvalBatches(x, y, size),) if isinstance(x, StoredImages) else (x, y, size)
 
 
 def _even_batches(n, largest=256):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from keras_emr._version import __version__
 from keras_emr.errors import UserError
+from keras_emr.training.checkpoints import Checkpoints
+from keras_emr.training.writing import in_place_of
 
 _FILES = (
     "config.yaml",
@@ -18,7 +20,6 @@ _FILES = (
     "best.keras",
     "last.keras",
     "maximizer.keras",
-    "checkpoints/state.keras",
     "report/training.json",
     "report/report.json",
     "report/report.html",
@@ -42,7 +43,7 @@ class RunFolder:
         self.best = self.path / "best.keras"
         self.last = self.path / "last.keras"
         self.maximizer = self.path / "maximizer.keras"
-        self.state = self.path / "checkpoints" / "state.keras"
+        self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report" / "training.json"
         self.baseline = self.path / "baseline"
 
@@ -84,7 +85,8 @@ class RunFolder:
                 for folder in (self.baseline, self.path):
                     for name in _FILES:
                         (folder / name).unlink(missing_ok=True)
-            self.state.parent.mkdir(parents=True, exist_ok=True)
+                    Checkpoints(folder / "checkpoints").clear()
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -96,14 +98,13 @@ class RunFolder:
 
     @staticmethod
     def write_text(path: Path, text: str):
-        """Write ``text`` so that readers see the old file or the new one, never a part."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        with open(aside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        """Write ``text`` so that readers see the old file or the new one, never a part.
+
+        Raises:
+            NotWritten: as on a full disk.
+        """
+        with in_place_of(path) as aside:
+            aside.write_text(text)
 
     @classmethod
     def write_json(cls, path: Path, value):
@@ -111,24 +112,19 @@ class RunFolder:
 
     @staticmethod
     def save_model(model, path: Path):
-        """Save a model or layer; never leaves a damaged file under ``path``."""
+        """Save a model or layer; never leaves a damaged file under ``path``.
+
+        Raises:
+            NotWritten: as on a full disk.
+        """
         import keras
 
-        aside = path.with_name(f".part-{path.name}")
-        keras.saving.save_model(model, aside)
-        os.replace(aside, path)
+        with in_place_of(path) as aside:
+            keras.saving.save_model(model, aside)
 
-    def read_history(self):
-        """One dictionary per finished epoch."""
-        if not self.history.exists():
-            return []
-        try:
-            return [json.loads(line) for line in self.history.read_text().splitlines()]
-        except ValueError:
-            raise UserError(
-                f"history is damaged. Received: {str(self.history)!r}. Start again with "
-                "--overwrite."
-            ) from None
+    def has_results(self):
+        """Whether a run has trained here."""
+        return any(path.exists() for path in (self.history, self.best, self.last))
 
     def read_environment(self):
         return json.loads(self.environment.read_text())

@@ -115,23 +115,8 @@ def history(run):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def register_all():
-    """Import every class that a checkpoint can hold."""
-    import keras_emr.regularizers.effective_margin
-    import keras_emr.regularizers.schedules
-    import keras_emr.training.classifier  # noqa: F401
-    from keras_emr.attacks import ATTACKS
-    from keras_emr.defenses import DEFENSES
-
-    for registry in (ATTACKS, DEFENSES):
-        for name in registry.names:
-            registry.get(name)
-
-
 def weights(path):
-    """The arrays of a saved model; for a checkpoint, those of the inner model."""
+    """The arrays of a saved model."""
     import keras
 
-    register_all()
-    model = keras.saving.load_model(path, compile=False)
-    return (getattr(model, "model", None) or model).get_weights()
+    return keras.saving.load_model(path, compile=False).get_weights()

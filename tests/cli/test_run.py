@@ -11,6 +11,7 @@ import yaml
 import keras_emr
 from keras_emr.data import load
 from keras_emr.data.registry import located
+from tests.builders import assert_same_arrays, newest_checkpoint
 from tests.cli.harness import (
     ONLY_PGD,
     TINY,
@@ -58,7 +59,10 @@ def environment(run):
 
 def test_the_files_of_a_run(run):
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-    own = ["history.jsonl", "best.keras", "last.keras", "checkpoints/state.keras"]
+    own = ["history.jsonl", "best.keras", "last.keras"]
+    for place in ("00002", "00003"):  # the two newest: at the begin of an epoch
+        checkpoint = f"checkpoints/epoch-{place}-step-0000000"
+        own += [f"{checkpoint}/{name}" for name in ("arrays.npz", "state.json", "manifest.json")]
     whole = ["config.yaml", "environment.json", "report/training.json"]
     assert files == {*own, *whole, *(f"baseline/{name}" for name in own)}
 
@@ -362,12 +366,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(twins):
     whole, parts = history(folder / "cnn-whole"), history(folder / "cnn-parts")
     assert [row["epoch"] for row in parts] == [1, 2, 3]
     assert parts == whole
-    for name in ("last.keras", "best.keras", "checkpoints/state.keras"):
+    for name in ("last.keras", "best.keras"):
         pairs = zip(
             weights(folder / "cnn-whole" / name), weights(folder / "cnn-parts" / name), strict=True
         )
         for a, b in pairs:
             np.testing.assert_array_equal(a, b)
+    (_, one), (_, other) = (
+        newest_checkpoint(folder / f"cnn-{part}") for part in ("whole", "parts")
+    )
+    assert_same_arrays(one, other)
     epochs_shown = [line.split("epoch ")[1][:3] for line in ends[4][1].splitlines()]
     assert epochs_shown == ["2/3", "3/3"]
 

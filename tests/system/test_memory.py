@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of images that an evaluation has behind it."""
+"""Memory does not grow with the images that an evaluation, or the epochs that a run, has behind."""
 
 import json
 import os
@@ -11,22 +11,30 @@ import pytest
 
 from tests.parity.test_parity import BACKENDS
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is Linux's"),
+    pytest.mark.parametrize("backend", BACKENDS),
+]
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is Linux's")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
-    worker = Path(__file__).with_name("memory_worker.py")
+
+def told_by(worker, folder, backend):
+    """What a worker in ``folder`` prints."""
+    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(worker)],
-        cwd=tmp_path,
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(worker.parents[2])},
+        [sys.executable, str(Path(__file__).with_name(worker))],
+        cwd=folder,
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
+    told = told_by("memory_worker.py", tmp_path, backend)
     assert told["n"] == 10_000 and told["batch_size"] < 1000
     for name in ("apgd", "fab-t", "square"):
         resident = [size for attack, size in told["resident"] if attack == name]
@@ -37,3 +45,11 @@ def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
         early, late = np.median(resident[third : 2 * third]), np.median(resident[-third:])
         assert late < early + 10, (name, resident)  # MiB; a third of one copy of the images
     assert max(size for _, size in told["resident"]) < told["resident"][1][1] + 200
+
+
+def test_200_epochs_of_a_run_take_no_more_memory_than_20(tmp_path, backend):
+    """Batches, steps, validation with averaged weights, margins, models and checkpoints."""
+    resident = told_by("epochs_worker.py", tmp_path, backend)
+    assert len(resident) == 200
+    early, late = np.median(resident[20:30]), np.median(resident[-10:])
+    assert late < 1.05 * early, resident
