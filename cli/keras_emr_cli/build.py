@@ -9,7 +9,7 @@ from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models import make_model
 from keras_emr_cli.progress import warn
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN, learning_rate, mail_burn_in
 
 # What an EMR preset decides: the regularizer's option by the setting's name.
 _PRESET_DECIDES = {
@@ -182,11 +182,10 @@ def _require_defaults_beside_preset(s):
 
 def optimizer(s, steps):
     """The classifier's optimizer; ``steps``: per epoch."""
-    from keras_emr.training import optimizers
-    from keras_emr.training.learning_rates import learning_rate
+    from keras_emr.training import learning_rates, optimizers
 
-    rate = learning_rate(
-        s.lr_schedule, s.learning_rate, steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
+    rate = learning_rates.learning_rate(
+        s.lr_schedule, learning_rate(s), steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
     )
     options = {
         "weight_decay": s.weight_decay,

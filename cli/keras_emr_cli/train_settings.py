@@ -13,6 +13,15 @@ from keras_emr_cli.settings import Setting as S
 AUGMENTATIONS = ("none", "cifar")
 
 
+# With Adam's rate, SGD does not leave its start within a short run.
+LEARNING_RATES = {"adam": 0.001, "sgd": 0.1}
+
+
+def learning_rate(s):
+    """The largest learning rate: as set, else the optimizer's own."""
+    return LEARNING_RATES[s.optimizer] if s.learning_rate is None else s.learning_rate
+
+
 def mail_burn_in(s):
     """Unweighted epochs of MAIL: as set, else the released schedule's 76 of every 120 epochs."""
     return round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
@@ -66,7 +75,8 @@ TRAIN = [
             "augment",
             "choice",
             "none",
-            "Random changes of training images; cifar: pad by 4 and crop, flip.",
+            "Random changes of training images; cifar: pad by 4 (small images: an eighth) and crop,"
+            " flip.",
             AUGMENTATIONS,
         ),
         S(
@@ -149,7 +159,15 @@ TRAIN = [
         S("epochs", "int", 20, "Epochs.", low=1),
         S("batch_size", "int", 64, "Examples per step.", low=1),
         S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),
-        S("learning_rate", "float", 0.001, "Largest learning rate.", low=0, low_open=True),
+        S(
+            "learning_rate",
+            "float",
+            None,
+            "Largest learning rate.",
+            low=0,
+            low_open=True,
+            auto="0.001 for adam, 0.1 for sgd",
+        ),
         S(
             "lr_schedule",
             "choice",

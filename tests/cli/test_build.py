@@ -35,6 +35,16 @@ def test_weight_decay_takes_every_weight_with_it(capfd, name):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), 2.0 * 0.95, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "rate"), [("adam", 0.001), ("sgd", 0.1)])
+def test_an_optimizer_has_a_learning_rate_of_its_own(name, rate):
+    """With Adam's 0.001, SGD stays at 10 % on the digits for epochs."""
+    from keras_emr_cli.build import optimizer
+
+    assert float(optimizer(settings(optimizer=name), 7).learning_rate) == pytest.approx(rate)
+    chosen = optimizer(settings(optimizer=name, learning_rate="0.01"), 7)
+    assert float(chosen.learning_rate) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     ("epochs", "given", "burn_in"),
     [("120", None, 76), ("20", None, 13), ("1", None, 1), ("20", "0", 0), ("20", "4", 4)],
