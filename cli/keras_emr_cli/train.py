@@ -11,9 +11,10 @@ import click
 
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import UserError
+from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN, learning_rate
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
@@ -93,11 +94,14 @@ def _settled(s) -> Merged:
     from keras_emr.models.registry import located as located_model
 
     values = {**s.values, "data": located(s.data), "model": located_model(s.model)}
+    if s.teacher is not None:
+        values["teacher"] = located_model(s.teacher)
     for name in ("maximizer", "extra_data", "tfds_dir"):
         if values[name] is not None:
             values[name] = str(Path(values[name]).expanduser().resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
+    values["learning_rate"] = learning_rate(s)
     return Merged(values, s.origins)
 
 
@@ -130,7 +134,9 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     folder.check(resume, overwrite)
     if resume:
         _require_same_data(folder, data, extra)
-    robust = classifier(settings, data)  # every setting is checked before a file is written
+    robust = classifier(
+        settings, data, extra=extra
+    )  # every setting is checked before a file is written
     folder.prepare(overwrite)
     plain = _settled(settings).plain()
     plain.pop("out")
@@ -181,17 +187,17 @@ def _require_same_data(folder, data, extra):
 def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
+    from keras_emr_cli.build import classifier, mixing, overfitting_guard, steps_per_epoch
     from keras_emr_cli.progress import EpochReport
 
-    others = extra.share_of(settings.batch_size) if extra else 0
-    steps = steps_per_epoch(len(data.x_train), settings.batch_size - others)
     jobs = [(_title(settings), robust, folder.path)]
     if settings.baseline and settings.defense != "standard":
         jobs.append(("standard", None, folder.baseline))
     runs = {}
     for title, model, path in jobs:
+        standard = model is None
         model = model or classifier(settings, data, standard=True)
+        steps = steps_per_epoch(settings, data, standard)
         runs[title] = train(
             model,
             data,
@@ -207,6 +213,7 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
             overfitting_guard=overfitting_guard(settings),
             augment=settings.augment,
             extra=extra,
+            mixing=mixing(settings, data),
         )
     return runs
 

@@ -132,11 +132,17 @@ class StepMixin:
             x_adv, offsets = self.perturb(x, y, sample_weight)
             offsets = _after((x_adv, offsets), offsets)
             self.move_weights(offsets, 1)
+        perturbation, sources = self.perturbation_of(x), [*self.trainable_weights]
         with tf.GradientTape() as tape:
+            if perturbation is not None:
+                tape.watch(perturbation)
+                sources.append(perturbation)
+                x_adv = self.perturbed(x, perturbation)
             loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_weights)
-        gradients = _after((loss, logs), gradients)
+        gradients = _after((loss, logs), tape.gradient(scaled, sources))
+        if perturbation is not None:
+            self.persist(perturbation, gradients.pop())
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         if offsets:
             self.move_weights(offsets, -1)

@@ -21,6 +21,7 @@ from keras_emr.regularizers import effective_margin as _effective_margin  # noqa
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
 from keras_emr.training.averaging import AveragedWeights
 from keras_emr.training.callbacks import EpochTracker
+from keras_emr.training.companions import Companions
 from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
 from keras_emr.training.saving import Saving
 from keras_emr.training.weight_perturbation import WeightPerturbation
@@ -44,6 +45,7 @@ class PerExampleMean(keras.losses.Loss):
 class RobustClassifier(
     AveragedWeights,
     WeightPerturbation,
+    Companions,
     MaximizerTraining,
     Saving,
     backend.StepMixin,
@@ -69,6 +71,10 @@ class RobustClassifier(
     (Xiong & Hsieh, ECCV 2020: RNN-Adv with defense ``at``, RNN-TRADES with ``trades``), by an
     optimizer of their own; for ``compile``'s optimizer they are not trainable.
 
+    Labels are integers (N,); of mixed images (mixup, cutmix) the classes' shares (N, K), where
+    the defense takes them: accuracies and regularizers then go by the dominant class. Data for a
+    defense that remembers its examples give ``{"label": ..., "number": ...}`` instead.
+
     Args:
         model: Keras classifier, (N, H, W, C) images in [0, 1] to (N, K) **logits**.
         defense: a defense or its name, e.g. ``"trades"``.
@@ -87,6 +93,9 @@ class RobustClassifier(
             validation and ``evaluate`` then use the averaged weights; save within
             :meth:`averaged`.
         weight_perturbation: ``None``, or an ``AWP`` of ``keras_emr.training.weight_perturbation``.
+        teacher: the second network of defense ``lbgat``, images to (N, K) logits; ``None``: one
+            like ``model``. It is trained by the same optimizer and saved with this classifier, not
+            with ``model``.
         epsilon_schedule: ``None``, or a schedule of ``keras_emr.regularizers.schedules`` for the
             training attack's epsilon and step size, e.g. ``WarmUp(5)``.
         seed: of the training attack's noise; not shared with the model's own seeds.
@@ -107,6 +116,7 @@ class RobustClassifier(
         averaging=None,
         weight_perturbation=None,
         epsilon_schedule=None,
+        teacher=None,
         seed=0,
         **kwargs,
     ):
@@ -156,6 +166,7 @@ class RobustClassifier(
                 "weights are perturbed for a defense with an attack. Received: "
                 f"defense={defense.name!r} with weight_perturbation. Use at or trades."
             )
+        self._make_companions(teacher, weight_perturbation)
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 
@@ -191,6 +202,7 @@ class RobustClassifier(
             self.model(keras.KerasTensor((None, *input_shape[1:])))
         require_logits(self.model, input_shape[1:])
         self._build_averages()
+        self._build_companions(input_shape)
         if self.maximizer is not None:
             self._build_maximizer(input_shape)
 
@@ -243,6 +255,8 @@ class RobustClassifier(
     ):
         """As ``keras.Model.fit``. Data with a ``set_epoch`` method is told the epoch's number."""
         self._build_for(x)
+        if getattr(x, "mixes", False) or (len(getattr(y, "shape", ())) == 2 and y.shape[1] > 1):
+            self.require_shares()
         tracker = EpochTracker(x if hasattr(x, "set_epoch") else None, self.seed)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(tracker)
@@ -286,11 +300,16 @@ class RobustClassifier(
         Returns:
             ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
         """
-        x, y = self._as_batch(x, y)
+        number = y["number"] if isinstance(y, dict) else None
+        x, shares = self._as_batch(x, y)
+        y = losses.dominant(shares)
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
-        if x_adv is None:
-            x_adv = self.find_adversarial(network, x, y, training)
+        needed = {}
+        if x_adv is None and training and self.defense.needs_margins:
+            x_adv, needed["counted"] = self.find_boundary(network, x, y, number)
+        elif x_adv is None:
+            x_adv = self.find_adversarial(network, x, shares, training)
 
         # Clean and adversarial images in passes of their own: in one batch they would share
         # BatchNorm statistics, which is another algorithm.
@@ -307,7 +326,9 @@ class RobustClassifier(
         shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
         shown = losses.widen(shown)
 
-        per_example = self.defense.loss(y, clean, adversarial, epoch)
+        if self.teacher is not None:
+            needed["teacher"] = self.teach(x, y, training)
+        per_example = self.defense.loss(shares, clean, adversarial, epoch, **needed)
         known = (y >= 0) & (y < shown.shape[-1])
         # Nobody's label would be learned without a word: NaN stops the run.
         per_example = ops.where(known, per_example, float("nan"))
@@ -322,6 +343,9 @@ class RobustClassifier(
         # The mean over the passes: penalties of weights count once, those of activities are shared.
         for extra in itertools.chain(*layer_losses):
             loss = loss + ops.cast(extra, loss.dtype) / len(layer_losses)
+        if self.teacher is not None:
+            for extra in self.teacher.losses:
+                loss = loss + ops.cast(extra, loss.dtype)
 
         self.loss_metric.update_state(loss, sample_weight=ops.shape(y)[0])
         self.accuracy_metric.update_state(losses.correct(y, shown), sample_weight)
@@ -332,12 +356,18 @@ class RobustClassifier(
         logs = self.compute_metrics(x, y, shown, sample_weight)
         # A zero would be a lie where nothing was attacked or learned.
         absent = () if adversarial is not None else ("robust_accuracy",)
+        absent += ("margin",) if not training else ()
         absent += self._absent_maximizer_logs(training)
         return loss, {name: value for name, value in logs.items() if name not in absent}
 
     @staticmethod
     def _as_batch(x, y):
-        return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")
+        """Images, and labels (N,) or shares of the classes (N, K)."""
+        y = y["label"] if isinstance(y, dict) else y
+        x = ops.cast(x, keras.config.floatx())
+        if len(y.shape) == 2 and y.shape[1] != 1:
+            return x, ops.cast(y, x.dtype)
+        return x, ops.cast(ops.reshape(y, (-1,)), "int32")
 
     @staticmethod
     def _classes(network, attack):

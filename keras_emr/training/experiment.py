@@ -54,6 +54,7 @@ def train(
     overfitting_guard=None,
     augment="none",
     extra=None,
+    mixing=None,
 ):
     """Train ``classifier`` and keep the run in ``folder``.
 
@@ -80,6 +81,7 @@ def train(
             ``None``: any.
         augment: augmentation of the training images, see :mod:`keras_emr.data.augment`.
         extra: :class:`keras_emr.data.extra.ExtraData` to mix into the training batches.
+        mixing: :class:`keras_emr.data.mixing.Mixing` of the training batches.
 
     Returns:
         :class:`TrainedRun`.
@@ -121,7 +123,17 @@ def train(
     ordered = [*guards, *margins, recorder, early, *callbacks, *([stop] if stop else [])]
     classifier.optimizer.build(classifier.trainable_variables)
     if len(rows) < epochs and not early.due:
-        batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra)
+        batches = TrainBatches(
+            data.x_train,
+            data.y_train,
+            batch_size,
+            seed,
+            augment,
+            extra,
+            mixing,
+            replays=classifier.defense.replays,
+            numbered=classifier.defense.needs_margins,
+        )
         try:
             if maximizer_warmup and not rows:
                 classifier.fit_maximizer(

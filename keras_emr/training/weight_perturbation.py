@@ -7,6 +7,7 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.network import Network
 from keras_emr.part import Part, non_negative, register, whole
+from keras_emr.training.averaging import constrained
 
 _TINY = 1e-20
 
@@ -63,7 +64,7 @@ class WeightPerturbation:
         def loss(values):
             logits = network.at(values, training=True)
             clean = logits(x) if self.defense.needs_clean else None
-            per_example = self.defense.loss(y, clean, logits(x_adv), epoch)
+            per_example = self.defense.loss(y, clean, logits(x_adv), epoch)  # y: perhaps shares
             return self.mean_over_batch(y, per_example, sample_weight), ()
 
         weights = [
@@ -76,4 +77,10 @@ class WeightPerturbation:
     def move_weights(self, offsets, sign):
         """Add ``sign`` times the offsets to the trainable variables."""
         for variable, offset in zip(self.model.trainable_variables, offsets, strict=True):
-            variable.assign(variable.value + sign * offset)
+            moved = variable.value + sign * offset
+            variable.assign(moved if sign > 0 else constrained(variable, moved))
+
+    def restored(self, weights, offsets):
+        """The values of the trainable variables without the offsets."""
+        triples = zip(self.model.trainable_variables, weights, offsets, strict=True)
+        return [constrained(variable, w - offset) for variable, w, offset in triples]

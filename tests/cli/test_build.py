@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.settings import merge
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN
 from tests.cli.harness import call
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
