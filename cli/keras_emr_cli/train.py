@@ -134,9 +134,8 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     folder.check(resume, overwrite)
     if resume:
         _require_same_data(folder, data, extra)
-    robust = classifier(
-        settings, data, extra=extra
-    )  # every setting is checked before a file is written
+    # Every setting is checked before a file is written.
+    robust = classifier(settings, data, extra=extra)
     folder.prepare(overwrite)
     plain = _settled(settings).plain()
     plain.pop("out")

@@ -32,6 +32,7 @@ class LBGAT(Defense):
 
     def loss(self, y, clean, adversarial, epoch, teacher):
         teacher = losses.widen(teacher)
-        gap = ops.mean(ops.square(losses.widen(adversarial) - teacher), axis=-1)
+        square = ops.square(losses.widen(adversarial) - teacher)
+        gap = ops.sum(square, axis=-1) / teacher.shape[-1]
         loss = gap + losses.cross_entropy(y, teacher)
         return loss + self.beta * losses.kl_divergence(clean, adversarial) if self.beta else loss

@@ -51,4 +51,4 @@ def hypersphere_head(model, scale=15.0):
     x = cosines(layers.UnitNormalization(dtype="float32", name="directions")(x))
     x = layers.Rescaling(scale, dtype="float32", name="logits")(x)
     cosines.kernel.assign(kernel(cosines.kernel))
-    return keras.Model(model.input, x, name=f"{model.name}_hypersphere")
+    return keras.Model(model.inputs[0], x, name=f"{model.name}_hypersphere")
