@@ -14,7 +14,7 @@ from keras_emr.errors import UserError
 from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN, learning_rate
+from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
@@ -70,9 +70,10 @@ def _settings(flags, config, resume, overwrite) -> Merged:
     settings = merge(TRAIN, flags, config)
     if stored is not None and stored.exists():
         before = _settled(merge(TRAIN, {}, str(stored), environment={}))
-        if settings.mail_burn_in is None:  # the run's, not what more epochs would make of it
-            burn_in = {"mail_burn_in": before.mail_burn_in}
-            settings = Merged({**settings.values, **burn_in}, settings.origins)
+        for name in ("mail_burn_in", "awp_warmup"):
+            if settings.values[name] is None:  # the run's, not what more epochs would make of it
+                kept = {**settings.values, name: before.values[name]}
+                settings = Merged(kept, settings.origins)
         had, now = before.plain(), _settled(settings)
         fixed = {"epochs"} if before.lr_schedule in ("cosine", "cyclic") else set()
         for name, value in settings.plain().items():
@@ -101,7 +102,7 @@ def _settled(s) -> Merged:
             values[name] = str(Path(values[name]).expanduser().resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
-    values["learning_rate"] = learning_rate(s)
+    values |= {"learning_rate": learning_rate(s), "awp_warmup": awp_warmup(s)}
     return Merged(values, s.origins)
 
 

@@ -140,7 +140,7 @@ def test_boundary_of_a_linear_model(norm, dual):
     )
     found, distance = ref.numpy(found), ref.numpy(distance)
     want = np.abs(score) / np.linalg.norm(w.ravel(), dual)
-    assert want.max() < 0.35  # all within the box
+    assert 0 < found.min() and found.max() < 1  # the box takes no part
     np.testing.assert_allclose(distance, want, rtol=1e-3, atol=3e-5)
     reached = np.linalg.norm((found - x).reshape(9, -1), {1: np.inf, 2: 2}[dual], axis=1)
     np.testing.assert_allclose(reached, distance, rtol=1e-4)
