@@ -128,7 +128,7 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     from keras_emr.training.run_folder import RunFolder, describe_environment
     from keras_emr_cli.build import classifier
     from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, fail
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.progress import Reporter, warn_of_chance
     from keras_emr_cli.session import signals_to
 
     folder = RunFolder(settings.out)
@@ -150,6 +150,8 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet):
     try:
         with Reporter(quiet) as reporter, signals_to(stop):
             runs = _train_all(settings, data, extra, folder, robust, resume, stop, reporter)
+            for title, run in runs.items():
+                warn_of_chance(title, run.history, data.classes)
             results = _judge(settings, data, runs, reporter, stop)
     except TrainingDiverged as error:
         kept = f"The last good epoch is in {folder.last}."

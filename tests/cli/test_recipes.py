@@ -74,7 +74,17 @@ def test_a_recipe_builds(name, pictures, monkeypatch):
     monkeypatch.setattr(build, "make_model", small)
     data = pictures[name.split("-")[0]]
     robust = build.classifier(s, data)
-    methods = ("lbgat", "mma", "free-at", "mail-at", "mail-trades", "mart", "trades", "at", "rnn-adv")
+    methods = (
+        "lbgat",
+        "mma",
+        "free-at",
+        "mail-at",
+        "mail-trades",
+        "mart",
+        "trades",
+        "at",
+        "rnn-adv",
+    )
     method = next(m for m in methods if m in name)
     assert robust.defense.name == method.replace("rnn-adv", "at")
     assert bool(robust.regularizers) == ("-emr" in name)
@@ -83,7 +93,7 @@ def test_a_recipe_builds(name, pictures, monkeypatch):
         assert sum(int(np.prod(v.shape)) for v in robust.maximizer.variables) == 120
     family = {"resnet18": "resnet18", "wrn34-10": "wide-resnet-34-10", "vgg16": "vgg16"}
     wanted = next((v for k, v in family.items() if name.endswith(k)), "small-cnn")
-    assert wanted in made[0] or name == "cifar10-mma-wrn28-4" and made[0] == "wide-resnet-28-4"
+    assert wanted in made[0] or (name == "cifar10-mma-wrn28-4" and made[0] == "wide-resnet-28-4")
     assert (robust.model.layers[-2].name == "cosines") == ("-he-" in name)
     assert (made[1:] == ["resnet18"]) == (robust.teacher is not None) == ("lbgat" in name)
 

@@ -13,6 +13,7 @@ from keras_emr.data import TrainBatches
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models.hypersphere import hypersphere_head
+from keras_emr.network import Network
 from keras_emr.sampling import StreamSampler
 from keras_emr.training.optimizers import SGD
 from tests.builders import images, network
@@ -146,22 +147,26 @@ def test_boundary_of_a_linear_model(norm, dual):
     np.testing.assert_allclose(reached, distance, rtol=1e-4)
 
 
-def one_layer(side=4, classes=3):
-    keras.utils.set_random_seed(4)
-    stack = [keras.Input((side, side, 1)), layers.Flatten(), layers.Dense(classes)]
-    return keras.Sequential(stack)
+def one_layer():
+    """4x4 images to 3 logits, with the same weights on every backend: classes by brightness."""
+    stack = [keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3)]
+    model = keras.Sequential(stack)
+    noise, k = np.random.default_rng(4).normal(size=(16, 3)), np.arange(3)
+    for variable, value in zip(
+        model.weights, (12 * k / 16 + 0.3 * noise, -3.0 * k**2), strict=True
+    ):
+        variable.assign(value)
+    return model
 
 
 def test_mma_attacks_the_correct_and_remembers_margins():
     x, y = images(n=24, side=4)
+    y[::4] = (y[::4] + 1) % 3
     model = one_layer()
-    keras.utils.set_random_seed(0)
     robust = ke.RobustClassifier(model, ke.MMA(examples=40), ke.PGD(0.1, steps=4))
     logits = model(x)
     right = ref.numpy(losses.soft_margin(ref.tensor(y, "int32"), logits)) < 0
-    assert 3 < right.sum() < 21
-    from keras_emr.network import Network
-
+    assert 8 < right.sum() < 21
     number = np.arange(24, dtype="int32")[::-1] + 7
     given = (ops.convert_to_tensor(v) for v in (x, y, number.copy()))
     x_adv, counted = map(ref.numpy, robust.find_boundary(Network(model), *given))
@@ -272,7 +277,9 @@ def sequence(name):
     return get_defense(name), attack, x, np.eye(3, dtype="float32")[y] if name == "trades" else y
 
 
-@pytest.mark.parametrize("name", ["mma", "lbgat", "free-at"])
+@pytest.mark.parametrize(
+    "name", ["mma", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lbgat", "free-at"))]
+)
 def test_a_saved_classifier_goes_on_bit_for_bit(tmp_path, name):
     """With EMR; teacher, margins and perturbation are in the file."""
     defense, attack, x, y = sequence(name)
