@@ -16,7 +16,7 @@ from keras_emr.models.hypersphere import hypersphere_head
 from keras_emr.network import Network
 from keras_emr.sampling import StreamSampler
 from keras_emr.training.optimizers import SGD
-from tests.builders import images, network
+from tests.builders import images
 from tests.golden import reference as ref
 
 N, K = 12, 5
@@ -119,9 +119,12 @@ def test_margin_of_the_true_class():
 # ---------------------------------------------------------------- the search of MMA
 
 
-@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
-def test_boundary_of_a_linear_model(norm, dual):
-    """Two classes, z = (0, <w, x> + b): the margin is |z| / ||w||_dual, as far as [0, 1] allows."""
+@pytest.mark.parametrize(("norm", "dual", "within"), [("linf", 1, 1e-3), ("l2", 2, 0.1)])
+def test_boundary_of_a_linear_model(norm, dual, within):
+    """Two classes, z = (0, <w, x> + b): the margin is |z| / ||w||_dual, as far as [0, 1] allows.
+
+    From a random start, which L2's steps do not quite leave behind.
+    """
     rng = np.random.default_rng(3)
     w, b = rng.normal(size=(4, 4, 1)).astype("float32"), 0.1
     x = rng.uniform(0.4, 0.6, (9, 4, 4, 1)).astype("float32")
@@ -134,15 +137,22 @@ def test_boundary_of_a_linear_model(norm, dual):
         return ops.stack([ops.zeros_like(value), value], axis=-1)
 
     objective = Objective(logits, "soft_margin", x, ops.convert_to_tensor(y))
-    attack = ke.PGD(0.3, norm=norm, steps=5, start="none")
+    attack = ke.PGD(0.3, norm=norm, steps=5, start="uniform")
     radius = np.linspace(0.02, 0.3, 9).astype("float32")
     found, distance = boundary_search.search(
-        attack, objective, ops.convert_to_tensor(x), None, ops.convert_to_tensor(radius), 1.0, 16
+        attack,
+        objective,
+        ops.convert_to_tensor(x),
+        StreamSampler(7),
+        ops.convert_to_tensor(radius),
+        1.0,
+        16,
     )
     found, distance = ref.numpy(found), ref.numpy(distance)
     want = np.abs(score) / np.linalg.norm(w.ravel(), dual)
     assert 0 < found.min() and found.max() < 1  # the box takes no part
-    np.testing.assert_allclose(distance, want, rtol=1e-3, atol=3e-5)
+    assert (distance > want - 3e-5).all()
+    np.testing.assert_allclose(distance, want, rtol=within, atol=3e-5)
     reached = np.linalg.norm((found - x).reshape(9, -1), {1: np.inf, 2: 2}[dual], axis=1)
     np.testing.assert_allclose(reached, distance, rtol=1e-4)
 
@@ -219,8 +229,9 @@ def test_free_steps_by_hand():
 
 def test_hypersphere_head(tmp_path):
     """Scaled cosines; unit weights after steps with AWP and in the average; Keras's own layers."""
-    x, y = images()
-    model = hypersphere_head(network(batch_norm=False), 10.0)
+    x, y = images(side=4)
+    stack = [keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(6, "relu"), layers.Dense(3)]
+    model = hypersphere_head(keras.Sequential(stack), 10.0)
     robust = ke.RobustClassifier(
         model,
         ke.AdversarialTraining(logit_margin=2.0),
@@ -359,20 +370,3 @@ def test_what_does_not_go_together(options, said):
         options["teacher"] = one_layer()
     with pytest.raises(UserError, match=said):
         ke.RobustClassifier(one_layer(), **options)
-
-
-def test_the_search_draws_its_start():
-    """A random start within each example's own radius."""
-    x = ops.convert_to_tensor(np.full((3, 4, 4, 1), 0.5, "float32"))
-
-    def flat(x):
-        value = 0 * x[:, 0, 0, 0]
-        return ops.stack([value, value + 1], axis=-1)
-
-    objective = Objective(flat, "soft_margin", x, ops.ones((3,), "int32"))
-    radius = ops.convert_to_tensor(np.array([0.01, 0.1, 0.3], "float32"))
-    attack, draws = ke.PGD(0.3, norm="l2", steps=1), StreamSampler(7)
-    found, distance = boundary_search.search(attack, objective, x, draws, radius, 0.4, 6)
-    assert (ref.numpy(distance) > 0.39).all()  # never crossed: as far as it looks
-    length = np.linalg.norm((ref.numpy(found) - 0.5).reshape(3, -1), axis=1)
-    assert (length > 0).all() and (length < 0.4).all()
