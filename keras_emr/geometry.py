@@ -33,6 +33,8 @@ def ascent(gradient, kind):
 def shrink(delta, epsilon):
     """``delta`` scaled, per example, into the L2 ball of radius ``epsilon``."""
     length = norm(delta, "l2")
+    if len(getattr(epsilon, "shape", ())) > 1:
+        epsilon = ops.reshape(epsilon, (-1,))
     scale = ops.where(length > epsilon, epsilon / ops.maximum(length, 1e-30), ops.ones_like(length))
     return delta * per_example(scale, delta)
 
@@ -41,7 +43,8 @@ def project(adversarial, x, epsilon, kind, box_first=False):
     """The feasible point for ``adversarial``: within ``epsilon`` of ``x`` and in [0, 1].
 
     Ball first, then box, unless ``box_first`` (TRADES, L2). ``x`` lies in the box, so neither
-    order leaves the other set. ``epsilon``: a number, or one for each example (N,).
+    order leaves the other set. ``epsilon``: a number, or one for each example, (N,) or shaped to
+    broadcast against ``x``.
     """
     if kind == "linf":
         if len(getattr(epsilon, "shape", ())) == 1:

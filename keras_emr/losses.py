@@ -1,6 +1,7 @@
 """Per-example losses on logits, in float32 or wider, shared by attacks and defenses.
 
-Everywhere: ``y`` (N,) integer labels, logits (N, K), results (N,).
+Everywhere: ``y`` (N,) integer labels, logits (N, K), results (N,). Only :func:`cross_entropy` takes
+shares of the classes instead of labels.
 """
 
 import keras
@@ -35,14 +36,36 @@ def runner_up(values, y):
     return ops.argmax(others, axis=-1)
 
 
-def cross_entropy(y, logits, smoothing=0.0):
+def is_soft(y):
+    """Whether ``y`` holds every class's share (N, K), as mixed images have, instead of labels."""
+    return len(y.shape) == 2
+
+
+def dominant(y):
+    """(N,) int32 labels: ``y`` itself, or the class of the largest share."""
+    return ops.cast(ops.argmax(y, axis=-1) if is_soft(y) else y, "int32")
+
+
+def shares(y, like):
+    """``y`` as shares of the classes, in the shape and dtype of ``like`` (N, K)."""
+    return ops.cast(y, like.dtype) if is_soft(y) else one_hot(y, like)
+
+
+def cross_entropy(y, logits, smoothing=0.0, margin=0.0):
     """``-log p_y``; smoothed: ``-(1 - s) log p_y - s / (K - 1) sum_{k != y} log p_k``.
 
-    Source: "Bag of Tricks for AT" (Pang et al., ICLR 2021). In the terms of Keras's own losses this
-    is ``s K / (K - 1)``.
+    Source of the smoothing: "Bag of Tricks for AT" (Pang et al., ICLR 2021). In the terms of
+    Keras's own losses this is ``s K / (K - 1)``.
+
+    Args:
+        y: (N,) labels, or (N, K) shares of the classes: ``log p_y`` is then their mean.
+        margin: taken off the logit of ``y`` before the softmax, as additive-margin softmax has it.
     """
-    log_p = ops.log_softmax(widen(logits), axis=-1)
-    right = pick(log_p, y)
+    logits = widen(logits)
+    if margin:
+        logits = logits - margin * shares(y, logits)
+    log_p = ops.log_softmax(logits, axis=-1)
+    right = ops.sum(shares(y, log_p) * log_p, axis=-1)
     if not smoothing:
         return -right
     others = ops.sum(log_p, axis=-1) - right
@@ -61,6 +84,13 @@ def margin_loss(y, logits, kappa=50.0):
     logits = widen(logits)
     margin = pick(logits, y) - pick(logits, runner_up(logits, y))
     return -ops.relu(margin + kappa)
+
+
+def soft_margin(y, logits):
+    """``log sum_{k != y} exp z_k - z_y``, the SLM of MMA: negative where surely correct."""
+    logits = widen(logits)
+    others = ops.where(one_hot(y, logits) > 0, -float("inf"), logits)
+    return ops.logsumexp(others, axis=-1) - pick(logits, y)
 
 
 def dlr_loss(y, logits, target=None):
@@ -87,9 +117,14 @@ def dlr_loss(y, logits, target=None):
     return gap / (ordered[:, 0] - low + 1e-12)
 
 
-def boosted_cross_entropy(y, logits):
-    """MART: ``-log q_y - log(1.0001 - q_k* + 1e-12)``, ``k*`` the strongest wrong class."""
+def boosted_cross_entropy(y, logits, margin=0.0):
+    """MART: ``-log q_y - log(1.0001 - q_k* + 1e-12)``, ``k*`` the strongest wrong class.
+
+    ``margin`` as in :func:`cross_entropy`; both terms see it.
+    """
     logits = widen(logits)
+    if margin:
+        logits = logits - margin * one_hot(y, logits)
     q = ops.softmax(logits, axis=-1)
     strongest_wrong = pick(q, runner_up(logits, y))
     return cross_entropy(y, logits) - ops.log(1.0001 - strongest_wrong + 1e-12)

@@ -60,7 +60,7 @@ ATTACK = [
             "choice",
             None,
             "What the attack maximises.",
-            ("cross_entropy", "kl", "margin", "probability"),
+            ("cross_entropy", "kl", "margin", "soft_margin", "probability"),
             auto="what the defense prescribes; probability for gat",
         ),
         S(

@@ -8,8 +8,9 @@ from keras_emr.attacks import ATTACKS, TRAINED_ATTACKS
 from keras_emr.defenses import get_defense
 from keras_emr.errors import UserError
 from keras_emr.models import make_model
+from keras_emr_cli.build_defense import defense, logit_margin, mma_margin, number
 from keras_emr_cli.progress import warn
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in, swa_start
+from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate, swa_start
 
 # What an EMR preset decides: the regularizer's option by the setting's name.
 _PRESET_DECIDES = {
@@ -23,12 +24,13 @@ _PRESET_DECIDES = {
 _SEEN_FOR_NORMALIZATION = 10_000
 
 
-def number(ratio):
-    return None if ratio is None else float(ratio)
-
-
 def training_attack(s, channels):
     """The attack of the inner maximisation, for images with so many channels."""
+    if s.defense in ("mma", "free-at") and s.attack != "pgd":
+        raise UserError(
+            f"attack: defense {s.defense} has its own, along PGD's direction. Received: "
+            f"attack={s.attack!r}. Leave it out."
+        )
     if s.attack in TRAINED_ATTACKS:
         return _trained_attack(s, channels)
     if s.maximizer is not None:
@@ -36,7 +38,8 @@ def training_attack(s, channels):
             f"maximizer: only a trained attack has one. Received: attack={s.attack!r}. Expected "
             f"--attack {', '.join(TRAINED_ATTACKS)}."
         )
-    options = {"epsilon": float(s.epsilon), "norm": s.norm, "objective": s.attack_objective}
+    epsilon = mma_margin(s) if s.defense == "mma" else float(s.epsilon)
+    options = {"epsilon": epsilon, "norm": s.norm, "objective": s.attack_objective}
     if s.attack == "fast-fgsm":  # Wong et al., ICLR 2020
         length = 1.25 * float(s.epsilon) if s.step_size is None else float(s.step_size)
         start = s.start or "uniform"
@@ -106,31 +109,6 @@ def maximizer_optimizer(s):
     )
 
 
-def defense(s):
-    options = {}
-    if s.beta is not None and s.defense not in ("standard", "at"):
-        options["beta"] = s.beta
-    if s.defense == "at":
-        gat = 0.5 if s.attack == "gat" else 0.0
-        options["clean_weight"] = gat if s.clean_weight is None else s.clean_weight
-    if s.defense.startswith("mail-"):
-        options |= {
-            "slope": s.mail_slope,
-            "bias": s.mail_bias,
-            "normalization": s.mail_normalization,
-            "margin": s.mail_margin,
-            "burn_in": mail_burn_in(s),
-        }
-    if s.label_smoothing:
-        if s.defense == "mart":
-            raise UserError(
-                "label_smoothing: MART's boosted cross-entropy has no smoothed form. Received: "
-                f"label_smoothing={s.label_smoothing:g} with defense mart. Leave it out."
-            )
-        options["label_smoothing"] = s.label_smoothing
-    return get_defense(s.defense, **options)
-
-
 def regularizers(s):
     """EMR, or nothing where its weight is zero and no preset is chosen."""
     from keras_emr.regularizers.effective_margin import EffectiveMarginRegularizer
@@ -182,11 +160,10 @@ def _require_defaults_beside_preset(s):
 
 def optimizer(s, steps):
     """The classifier's optimizer; ``steps``: per epoch."""
-    from keras_emr.training import optimizers
-    from keras_emr.training.learning_rates import learning_rate
+    from keras_emr.training import learning_rates, optimizers
 
-    rate = learning_rate(
-        s.lr_schedule, s.learning_rate, steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
+    rate = learning_rates.learning_rate(
+        s.lr_schedule, learning_rate(s), steps, s.epochs, s.lr_epochs, s.lr_factor, s.lr_warmup
     )
     options = {
         "weight_decay": s.weight_decay,
@@ -217,17 +194,28 @@ def overfitting_guard(s):
     return 0.2 if s.attack in ("fgsm", "fast-fgsm") else None
 
 
-def network(s, data):
-    """The classifier's network, with freshly seeded weights unless it comes from a file."""
+def mixing(s, data):
+    """How training images are mixed, or ``None``."""
+    from keras_emr.data.mixing import Mixing
+
+    return Mixing(data.classes, s.mixup, s.cutmix) if s.mixup or s.cutmix else None
+
+
+def network(s, data, name=None):
+    """The network called ``name``, ``--model`` by default, freshly seeded unless from a file."""
+    from keras_emr.models.hypersphere import hypersphere_head
+
     normalization = s.normalization
     if normalization == "data":
         images = data.x_train[:_SEEN_FOR_NORMALIZATION]
         mean, std = images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))
         normalization = (mean.tolist(), std.clip(min=1e-3).tolist())
-    return make_model(s.model, data.image_shape, data.classes, s.activation, normalization)
+    name = s.model if name is None else name
+    model = make_model(name, data.image_shape, data.classes, s.activation, normalization)
+    return hypersphere_head(model, s.head_scale) if s.head == "hypersphere" else model
 
 
-def classifier(s, data, standard=False):
+def classifier(s, data, standard=False, extra=None):
     """A compiled RobustClassifier with freshly seeded weights; ``standard``: the baseline."""
     import keras
 
@@ -239,24 +227,36 @@ def classifier(s, data, standard=False):
     keras.utils.set_random_seed(s.seed)
     keras.config.set_dtype_policy(s.precision)
     model = network(s, data)
-    steps = steps_per_epoch(len(data.x_train), s.batch_size)
+    steps = steps_per_epoch(s, data, standard)
     attacked = not standard and s.defense != "standard"
+    if standard:
+        method = get_defense("standard", logit_margin=logit_margin(s, "standard"))
+    else:
+        method = defense(s, len(data.x_train) + (len(extra.x) if extra else 0))
     robust = RobustClassifier(
         model,
-        defense="standard" if standard else defense(s),
+        defense=method,
         attack=training_attack(s, data.image_shape[-1]) if attacked else None,
         regularizers=[] if standard else regularizers(s),
         eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
         maximizer_update=s.maximizer_update,
         averaging=averaging(s, steps),
-        weight_perturbation=AWP(s.awp, s.awp_warmup) if s.awp and attacked else None,
+        weight_perturbation=AWP(s.awp, awp_warmup(s)) if s.awp and attacked else None,
         epsilon_schedule=WarmUp(s.epsilon_warmup) if s.epsilon_warmup and attacked else None,
+        teacher=network(s, data, s.teacher) if method.needs_teacher else None,
         seed=s.seed,
     )
+    if s.mixup or s.cutmix:
+        robust.require_shares()
     robust.compile(optimizer(s, steps), maximizer_optimizer=maximizer_optimizer(s))
     return robust
 
 
-def steps_per_epoch(n, batch_size):
-    return max(1, math.floor(n / batch_size))
+def steps_per_epoch(s, data, standard=False):
+    """Steps of an epoch, as :class:`keras_emr.data.TrainBatches` makes them."""
+    own = s.batch_size
+    if s.extra_data is not None:
+        own -= math.floor(s.extra_ratio * own + 0.5)
+    replays = s.replays if s.defense == "free-at" and not standard else 1
+    return max(1, len(data.x_train) // own) * replays

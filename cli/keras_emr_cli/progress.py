@@ -12,6 +12,17 @@ def warn(text):
     print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
+def warn_of_chance(title, history, classes):
+    """Say so if a run of this history is no better than guessing: one in ``classes``."""
+    best = max(row["val_accuracy"] for row in history)
+    if best <= 1.2 / classes:
+        warn(
+            f"{title} has learned nothing: its validation accuracy never rose above {best:.1%}. "
+            "Train for more epochs or at another learning rate, or with less AWP, augmentation or "
+            "EMR."
+        )
+
+
 class EpochReport(keras.callbacks.Callback):
     """A bar over the run's steps and a line per epoch.
 

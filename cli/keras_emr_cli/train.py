@@ -12,10 +12,11 @@ import click
 from keras_emr.attacks import TRAINED_ATTACKS
 from keras_emr.errors import NotWritten, UserError
 from keras_emr_cli import distributed
+from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.distributed import PLACE
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in, swa_start
+from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate, swa_start
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
@@ -23,7 +24,7 @@ _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "strea
 _RESUMABLE |= {"early_stopping", "overfitting_guard", "checkpoint_every"}
 _RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on them
 # Taken from the run where they are `auto`: what more epochs would make of them is another run.
-_OF_THE_RUN = ("mail_burn_in", "averaging_start")
+_OF_THE_RUN = ("mail_burn_in", "awp_warmup", "averaging_start")
 
 
 @click.command(name="train")
@@ -130,6 +131,8 @@ def _settled(s) -> Merged:
     from keras_emr.models.registry import located as located_model
 
     values = {**s.values, "data": located(s.data), "model": located_model(s.model)}
+    if s.teacher is not None:
+        values["teacher"] = located_model(s.teacher)
     for name in ("maximizer", "extra_data", "tfds_dir"):
         if values[name] is not None:
             values[name] = str(Path(values[name]).expanduser().resolve())
@@ -137,6 +140,7 @@ def _settled(s) -> Merged:
         values["mail_burn_in"] = mail_burn_in(s)
     if s.averaging == "swa":
         values["averaging_start"] = swa_start(s)
+    values |= {"learning_rate": learning_rate(s), "awp_warmup": awp_warmup(s)}
     return Merged(values, s.origins)
 
 
@@ -162,6 +166,7 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave)
     from keras_emr.training.run_folder import RunFolder, describe_environment
     from keras_emr_cli.build import classifier
     from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, fail
+    from keras_emr_cli.progress import warn_of_chance
     from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.session import signals_to
 
@@ -172,7 +177,8 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave)
         group.check_batch(min(settings.batch_size, len(data.x_train)))
     if resume:
         _require_same_data(folder, data, extra)
-    robust = classifier(settings, data)  # every setting is checked before a file is written
+    # Every setting is checked before a file is written.
+    robust = classifier(settings, data, extra=extra)
     folder.prepare(overwrite)
     plain = _settled(settings).plain()
     for name in ("out", *PLACE):
@@ -190,6 +196,8 @@ def _run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave)
             leave()
             if not main_process:
                 return 0
+            for title, run in runs.items():
+                warn_of_chance(title, run.history, data.classes)
             results = _judge(settings, data, runs, reporter, stop)
     except TrainingDiverged as error:
         kept = f"The last good epoch is in {folder.last}."
@@ -235,17 +243,17 @@ def _require_same_data(folder, data, extra):
 def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
     from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
+    from keras_emr_cli.build import classifier, mixing, overfitting_guard, steps_per_epoch
     from keras_emr_cli.progress import EpochReport, warn
 
-    others = extra.share_of(settings.batch_size) if extra else 0
-    steps = steps_per_epoch(len(data.x_train), settings.batch_size - others)
     jobs = [(_title(settings), robust, folder.path)]
     if settings.baseline and settings.defense != "standard":
         jobs.append(("standard", None, folder.baseline))
     runs = {}
     for title, model, path in jobs:
+        standard = model is None
         model = model or classifier(settings, data, standard=True)
+        steps = steps_per_epoch(settings, data, standard)
         runs[title] = train(
             model,
             data,
@@ -261,6 +269,7 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
             overfitting_guard=overfitting_guard(settings),
             augment=settings.augment,
             extra=extra,
+            mixing=mixing(settings, data),
             checkpoint_every=settings.checkpoint_every,
             notify=warn,
         )

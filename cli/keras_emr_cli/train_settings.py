@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from keras_emr.defenses import DEFENSES
 from keras_emr.models import ACTIVATIONS, MODEL_NAMES, NORMALIZATIONS, check_model_name
 from keras_emr.training.intervals import check_interval
 from keras_emr_cli.attack_settings import ATTACK
+from keras_emr_cli.defense_settings import DEFENSE
 from keras_emr_cli.reading_settings import reading
 from keras_emr_cli.settings import BACKENDS, SEEDS, grouped
 from keras_emr_cli.settings import Setting as S
 
 # As keras_emr.data.augment has them, which imports numpy.
 AUGMENTATIONS = ("none", "cifar")
+HEADS = ("hypersphere",)
 
 
-def mail_burn_in(s):
-    """Unweighted epochs of MAIL: as set, else the released schedule's 76 of every 120 epochs."""
-    return round(s.epochs * 76 / 120) if s.mail_burn_in is None else s.mail_burn_in
+# With Adam's rate, SGD does not leave its start within a short run.
+LEARNING_RATES = {"adam": 0.001, "sgd": 0.1}
+
+
+def learning_rate(s):
+    """The largest learning rate: as set, else the optimizer's own."""
+    return LEARNING_RATES[s.optimizer] if s.learning_rate is None else s.learning_rate
+
+
+def awp_warmup(s):
+    """Epochs without AWP. A network that has learned nothing yet would be kept from beginning."""
+    if s.awp_warmup is not None:
+        return s.awp_warmup
+    return 0 if s.defense == "at" else min(10, -(-s.epochs // 5))
 
 
 def swa_start(s):
@@ -59,6 +71,23 @@ TRAIN = [
             auto="none",
         ),
         S(
+            "head",
+            "choice",
+            None,
+            "Last layer; hypersphere: scaled cosines, and a margin in the loss.",
+            HEADS,
+            auto="the network's own",
+        ),
+        S("head_scale", "float", 15.0, "Scale of hypersphere logits.", low=0, low_open=True),
+        S(
+            "angular_margin",
+            "float",
+            None,
+            "Margin on the cosine of the true class (standard, at, free-at, trades, mart).",
+            low=0,
+            auto="0.2 with --head hypersphere where there is one, else 0",
+        ),
+        S(
             "validation",
             "float",
             0.1,
@@ -72,9 +101,12 @@ TRAIN = [
             "augment",
             "choice",
             "none",
-            "Random changes of training images; cifar: pad by 4 and crop, flip.",
+            "Random changes of training images; cifar: pad by 4 (small images: an eighth) and crop,"
+            " flip.",
             AUGMENTATIONS,
         ),
+        S("mixup", "float", 0.0, "Alpha of mixup (standard, at, trades, ...); 0: none.", low=0),
+        S("cutmix", "float", 0.0, "Alpha of cutmix; with mixup, one of the two per batch.", low=0),
         S(
             "extra_data",
             "text",
@@ -92,70 +124,22 @@ TRAIN = [
             low_open=True,
         ),
     ),
-    *grouped(
-        "defense",
-        S("defense", "choice", "trades", "Training method.", DEFENSES.names),
-        S(
-            "beta",
-            "float",
-            None,
-            "Weight of the divergence (TRADES, MART, MAIL).",
-            low=0,
-            auto="6 for trades, 5 for mart and mail",
-        ),
-        S(
-            "clean_weight",
-            "float",
-            None,
-            "Share of a clean term in the loss of at.",
-            low=0,
-            high=0.999,
-            auto="0.5 with attack gat, else 0",
-        ),
-        S(
-            "mail_slope",
-            "float",
-            None,
-            "MAIL: slope of the instance weight.",
-            auto="10 for mail-at, 2 for the others",
-        ),
-        S(
-            "mail_bias",
-            "float",
-            None,
-            "MAIL: margin at which the weight is one half.",
-            auto="-0.5 for mail-at, 0 for the others",
-        ),
-        S(
-            "mail_normalization",
-            "choice",
-            "constant",
-            "MAIL: 3 w, or weights with batch mean 1.",
-            ("constant", "batch"),
-        ),
-        S(
-            "mail_margin",
-            "choice",
-            "adversarial",
-            "MAIL: which probabilistic margin.",
-            ("adversarial", "natural", "difference"),
-        ),
-        S(
-            "mail_burn_in",
-            "int",
-            None,
-            "MAIL: unweighted epochs at the start.",
-            low=0,
-            auto="76 of every 120 epochs",
-        ),
-    ),
+    *DEFENSE,
     *ATTACK,
     *grouped(
         "optimization",
         S("epochs", "int", 20, "Epochs.", low=1),
         S("batch_size", "int", 64, "Examples per step.", low=1),
         S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),
-        S("learning_rate", "float", 0.001, "Largest learning rate.", low=0, low_open=True),
+        S(
+            "learning_rate",
+            "float",
+            None,
+            "Largest learning rate.",
+            low=0,
+            low_open=True,
+            auto="0.001 for adam, 0.1 for sgd",
+        ),
         S(
             "lr_schedule",
             "choice",
@@ -223,7 +207,14 @@ TRAIN = [
             auto="copy for ema, average for swa",
         ),
         S("awp", "float", 0.0, "Gamma of adversarial weight perturbation; 0: none.", low=0),
-        S("awp_warmup", "int", 0, "Epochs without it at the start.", low=0),
+        S(
+            "awp_warmup",
+            "int",
+            None,
+            "Epochs without it at the start.",
+            low=0,
+            auto="0 for at; else 10, but a fifth of shorter runs",
+        ),
         S(
             "early_stopping",
             "int",

@@ -11,7 +11,7 @@ from keras_emr.attacks import starts
 from keras_emr.geometry import NORMS
 from keras_emr.part import Part, non_negative, one_of, whole
 
-OBJECTIVES = ("cross_entropy", "kl", "margin", "probability", "dlr")
+OBJECTIVES = ("cross_entropy", "kl", "margin", "soft_margin", "probability", "dlr")
 
 
 class Objective:
@@ -20,10 +20,11 @@ class Objective:
     Args:
         logits_fn: ``x -> logits``, weights frozen.
         name: ``cross_entropy``, ``kl`` (to the logits at ``x``; labels unused), ``margin``
-            (Carlini-Wagner, kappa = 50), ``probability`` (minus that of the true class) or
-            ``dlr`` (difference of logits ratio).
+            (Carlini-Wagner, kappa = 50), ``soft_margin`` (the SLM of MMA), ``probability`` (minus
+            that of the true class) or ``dlr`` (difference of logits ratio).
         x: (N, H, W, C) clean images, the reference of ``kl``.
-        y: (N,) integer labels.
+        y: (N,) integer labels; of mixed images every class's share (N, K), for ``cross_entropy``:
+            whatever else looks at labels sees the dominant class.
         unroll: unroll loops (the step is compiled by XLA).
         passes: gradients are the mean over so many passes of a random model ("expectation over
             transformation", Athalye et al., ICML 2018); ``logits_fn`` then takes the number of
@@ -34,7 +35,8 @@ class Objective:
         self.logits = logits_fn
         self.passes = passes
         self.name = name
-        self.y = y
+        self.shares = y
+        self.y = y if y is None else losses.dominant(y)
         self.target = None
         self.unroll = unroll
         self.reference = ops.stop_gradient(logits_fn(x)) if name == "kl" else None
@@ -53,9 +55,11 @@ class Objective:
             return losses.margin_loss(self.y, logits)
         if self.name == "dlr":
             return losses.dlr_loss(self.y, logits, self.target)
+        if self.name == "soft_margin":
+            return losses.soft_margin(self.y, logits)
         if self.name == "probability":
             return -ops.exp(-losses.cross_entropy(self.y, logits))
-        return losses.cross_entropy(self.y, logits)
+        return losses.cross_entropy(self.shares, logits)
 
     def value(self, x):
         """(N,) objective at the images ``x``."""

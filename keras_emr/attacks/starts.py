@@ -37,7 +37,8 @@ def first_image(kind, objective, x, drawn, epsilon, norm):
     ``gaussian``: ``x + 0.001 n``, not clipped, as TRADES, MART and MAIL start. ``uniform``: in
     the Linf ball; in the L2 ball a Gaussian direction with radius uniform in [0, epsilon]; clipped
     to [0, 1]. ``odi`` (Tashiro et al., NeurIPS 2020): from there two steps of length epsilon that
-    maximise ``w . logits``, ``w`` uniform in [-1, 1]^K per example.
+    maximise ``w . logits``, ``w`` uniform in [-1, 1]^K per example. ``epsilon``: a number, or one
+    for each example, shaped to broadcast against ``x``.
     """
     if kind == "none":
         return x
@@ -47,7 +48,7 @@ def first_image(kind, objective, x, drawn, epsilon, norm):
         image = ops.clip(x + epsilon * drawn[0], 0.0, 1.0)
     else:
         direction, radius = drawn[:2]
-        delta = direction * per_example(epsilon * radius / norm_of(direction, "l2"), x)
+        delta = epsilon * direction * per_example(radius / norm_of(direction, "l2"), x)
         image = ops.clip(x + delta, 0.0, 1.0)
     if kind == "odi":
         for _ in range(_ODI_STEPS):

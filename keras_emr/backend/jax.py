@@ -151,9 +151,10 @@ class StepMixin:
             )
             trainable = [w + offset for w, offset in zip(trainable, offsets, strict=True)]
 
-        def scaled_loss(trainable):
+        def scaled_loss(trainable, perturbation):
             def compute():
-                loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
+                images = x_adv if perturbation is None else self.perturbed(x, perturbation)
+                loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=images)
                 return self.optimizer.scale_loss(loss), logs
 
             (loss, logs), new = self._stateless(
@@ -163,14 +164,20 @@ class StepMixin:
 
         logs = {}
         if not self._maximizer_alone:
-            gradients, (logs, (non_trainable, metrics)) = jax.grad(scaled_loss, has_aux=True)(
-                trainable
-            )
+            held = (trainable, non_trainable, metrics)
+            perturbation, _ = self._stateless(held, lambda: self.perturbation_of(x))
+            (gradients, slope), (logs, (non_trainable, metrics)) = jax.grad(
+                scaled_loss, (0, 1), has_aux=True
+            )(trainable, perturbation)
+            if perturbation is not None:
+                _, (non_trainable, metrics) = self._stateless(
+                    (trainable, non_trainable, metrics), lambda: self.persist(perturbation, slope)
+                )
             trainable, optimizer_variables = self.optimizer.stateless_apply(
                 optimizer_variables, gradients, trainable
             )
             if offsets:
-                trainable = [w - offset for w, offset in zip(trainable, offsets, strict=True)]
+                trainable = self.restored(trainable, offsets)
             if self.averaging is not None:
                 _, (non_trainable, metrics) = self._stateless(
                     (trainable, non_trainable, metrics), self.average_step

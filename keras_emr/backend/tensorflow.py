@@ -152,10 +152,18 @@ class StepMixin:
             x_adv, offsets = self.perturb(x, y, sample_weight)
             offsets = _after((x_adv, offsets), offsets)
             self.move_weights(offsets, 1)
+        perturbation, sources = self.perturbation_of(x), [*self.trainable_weights]
         with tf.GradientTape() as tape:
+            if perturbation is not None:
+                tape.watch(perturbation)
+                sources.append(perturbation)
+                x_adv = self.perturbed(x, perturbation)
             loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_weights)
+        gradients = tape.gradient(scaled, sources)
+        if perturbation is not None:
+            *gradients, slope = _after((loss, logs), gradients)
+            self.persist(perturbation, slope)
         gradients = _after((loss, logs), replicas.total(gradients))
         update(self.optimizer, gradients, self.trainable_weights)
         replicas.average_statistics(self.model)

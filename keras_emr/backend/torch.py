@@ -199,13 +199,20 @@ class StepMixin:
             x_adv, offsets = self.perturb(x, y, sample_weight)
             with torch.no_grad():
                 self.move_weights(offsets, 1)
+        perturbation, sources = self.perturbation_of(x), []
+        if perturbation is not None:
+            sources = [perturbation.requires_grad_(True)]
+            x_adv = self.perturbed(x, perturbation)
         loss, logs = self.robust_step(x, y, sample_weight, training=True, x_adv=x_adv)
         weights = self.trainable_weights
-        gradients = torch.autograd.grad(
-            self.optimizer.scale_loss(loss), [w.value for w in weights], allow_unused=True
+        sources += [w.value for w in weights]
+        gradients = list(
+            torch.autograd.grad(self.optimizer.scale_loss(loss), sources, allow_unused=True)
         )
         with torch.no_grad():
-            self.optimizer.apply(replicas.total(list(gradients)), weights)
+            if perturbation is not None:
+                self.persist(perturbation.detach(), gradients.pop(0))
+            self.optimizer.apply(replicas.total(gradients), weights)
             replicas.average_statistics(self.model)
             if offsets:
                 self.move_weights(offsets, -1)

@@ -9,10 +9,12 @@ import numpy as np
 
 from keras_emr.data.augment import AUGMENT_STREAM, augmentation
 from keras_emr.data.extra import ExtraData
+from keras_emr.data.mixing import Mixing
 from keras_emr.data.order import epoch_order, random_words
 from keras_emr.data.read_ahead import ReadAhead
 from keras_emr.data.stored import StoredImages
 from keras_emr.errors import UserError
+from keras_emr.part import whole
 
 # Batches that are begun while one is trained on, where images are on disk.
 _AHEAD = 2
@@ -39,6 +41,10 @@ class TrainBatches(keras.utils.PyDataset):
         seed: int in [0, 2**63).
         augment: name of an augmentation, see :mod:`keras_emr.data.augment`, or ``"none"``.
         extra: :class:`keras_emr.data.extra.ExtraData`, which takes the places at a batch's end.
+        mixing: :class:`keras_emr.data.mixing.Mixing`: labels are then shares of the classes (N, K).
+        replays: how many times in a row each batch comes, see ``FreeAdversarialTraining``.
+        numbered: give ``{"label": y, "number": i}`` in place of ``y``, ``i`` the examples' places
+            in ``x``, extra data counted on from there; see ``MMA``.
         share: ``(i, n)``: only the i-th of n equal parts of every batch, for process i of n.
 
     Raises:
@@ -54,6 +60,9 @@ class TrainBatches(keras.utils.PyDataset):
         seed: int = 0,
         augment: str = "none",
         extra: ExtraData | None = None,
+        mixing: Mixing | None = None,
+        replays: int = 1,
+        numbered: bool = False,
         share: tuple[int, int] = (0, 1),
     ):
         # One worker: Keras's queue would run ahead of the epoch's order. See ReadAhead.
@@ -66,6 +75,9 @@ class TrainBatches(keras.utils.PyDataset):
         self._rows = share_of(self.batch_size, share)
         self.x, self.y, self.seed = x, y, seed
         self._augment = augmentation(augment)
+        self._mixing, self._numbered = mixing, numbered
+        self._kept = None, None  # the batch that comes again
+        self.replays = whole("replays", replays, 1)
         # Slicing an array is cheap; threads would only add overhead.
         self._ahead = ReadAhead() if isinstance(x, StoredImages) else None
         self.set_epoch(0)
@@ -75,34 +87,56 @@ class TrainBatches(keras.utils.PyDataset):
         self.epoch = epoch
         self._order = epoch_order(len(self.x), self.seed, epoch)
 
-    def __len__(self) -> int:
+    @property
+    def mixes(self) -> bool:
+        """Whether labels are shares of the classes."""
+        return self._mixing is not None
+
+    @property
+    def _batches(self) -> int:
+        """Different batches of an epoch."""
         return len(self.x) // self._own
+
+    def __len__(self) -> int:
+        return self._batches * self.replays
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``(x, y)`` of batch ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
+        index //= self.replays
+        if self.replays > 1 and self._kept[0] == (self.epoch, index):
+            return self._kept[1]
+        batch = self._batch(index)
+        self._kept = (self.epoch, index), batch
+        return batch
+
+    def _batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         # One look at the epoch, which must not change between the parts of a batch.
         epoch, make = self.epoch, functools.partial(self._make, self._order)
         if self._ahead is None:
             return make((epoch, index))
-        following = range(index, min(index + 1 + _AHEAD, len(self)))
+        following = range(index, min(index + 1 + _AHEAD, self._batches))
         return self._ahead.get([(epoch, i) for i in following], make)
 
     def _make(self, order: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         epoch, index = key
-        rows = self._rows
+        # What is mixed needs its partners from the whole batch.
+        rows = self._rows if self._mixing is None else slice(0, self.batch_size)
         chosen = order[index * self._own : (index + 1) * self._own][rows]
         x, y = self.x[chosen], self.y[chosen]
-        step = epoch * len(self) + index
+        step = epoch * self._batches + index
         if self._extra is not None:
-            more_x, more_y = self._extra.take(self._others, step, self.seed)
-            place = slice(max(rows.start - self._own, 0), max(rows.stop - self._own, 0))
-            x, y = np.concatenate([x, more_x[place]]), np.concatenate([y, more_y[place]])
+            more_x, more_y, places = self._extra.take(self._others, step, self.seed)
+            part = slice(max(rows.start - self._own, 0), max(rows.stop - self._own, 0))
+            x, y = np.concatenate([x, more_x[part]]), np.concatenate([y, more_y[part]])
+            chosen = np.concatenate([chosen, len(self.x) + places[part]])
         if self._augment is not None:
             words = random_words(self.batch_size, self.seed, AUGMENT_STREAM + step)
             x = self._augment(x, words[rows])
-        return x, y
+        if self._mixing is not None:
+            x, y = (part[self._rows] for part in self._mixing(x, y, self.seed, step))
+        return x, {"label": y, "number": chosen.astype(np.int32)} if self._numbered else y
 
 
 class RestOfEpoch(keras.utils.PyDataset):

@@ -51,15 +51,15 @@ class ExtraData:
             )
         return share
 
-    def take(self, count: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """``(x, y)`` of batch number ``step`` of the whole run, ``count`` examples."""
+    def take(self, count: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``(x, y, places)`` of batch number ``step`` of the whole run, ``count`` examples."""
         places = np.arange(step * count, (step + 1) * count)
         passes, places = places // len(self.x), places % len(self.x)
         chosen = np.empty(count, np.int64)
         for number in np.unique(passes):
             now = passes == number
             chosen[now] = _order(len(self.x), seed, int(number))[places[now]]
-        return to_unit_float(self.x[chosen]), self.y[chosen]
+        return to_unit_float(self.x[chosen]), self.y[chosen], chosen
 
     @property
     def fingerprint(self) -> str:

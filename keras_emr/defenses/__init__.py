@@ -12,6 +12,9 @@ DEFENSES = Registry(
         "mail-at": "keras_emr.defenses.mail:MAIL",
         "mail-trades": "keras_emr.defenses.mail:MAIL",
         "mail-mart": "keras_emr.defenses.mail:MAIL",
+        "mma": "keras_emr.defenses.mma:MMA",
+        "lbgat": "keras_emr.defenses.lbgat:LBGAT",
+        "free-at": "keras_emr.defenses.free:FreeAdversarialTraining",
     },
 )
 

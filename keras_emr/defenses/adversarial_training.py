@@ -15,11 +15,13 @@ class AdversarialTraining(Defense):
             ``a CE(z(x), y) + (1 - a) CE(z(x_adv), y)`` (Goodfellow et al., ICLR 2015; GAT).
         label_smoothing: share ``s`` of :func:`keras_emr.losses.cross_entropy`, in [0, 1); the
             attack's objective is not smoothed.
+        logit_margin: margin of the same, >= 0, which the attack does not see either: ``s m`` for a
+            hypersphere head of scale ``s`` and angular margin ``m`` (Pang et al., NeurIPS 2020).
     """
 
     name = "at"
 
-    def __init__(self, clean_weight=0.0, label_smoothing=0.0):
+    def __init__(self, clean_weight=0.0, label_smoothing=0.0, logit_margin=0.0):
         self.clean_weight = non_negative("clean_weight", clean_weight)
         if self.clean_weight >= 1:
             raise UserError(
@@ -27,11 +29,14 @@ class AdversarialTraining(Defense):
             )
         self.needs_clean = self.clean_weight > 0
         self.label_smoothing = smoothing(label_smoothing)
+        self.logit_margin = non_negative("logit_margin", logit_margin)
+        self.takes_shares = not self.logit_margin
 
     def loss(self, y, clean, adversarial, epoch):
-        attacked = losses.cross_entropy(y, adversarial, self.label_smoothing)
+        options = self.label_smoothing, self.logit_margin
+        attacked = losses.cross_entropy(y, adversarial, *options)
         if not self.needs_clean:
             return attacked
         share = self.clean_weight
-        clean_loss = losses.cross_entropy(y, clean, self.label_smoothing)
+        clean_loss = losses.cross_entropy(y, clean, *options)
         return share * clean_loss + (1 - share) * attacked

@@ -15,15 +15,18 @@ class MART(Defense):
 
     Args:
         beta: weight of the divergence, >= 0. The authors use 5 (ResNet-18) and 6 (WRN-34-10).
+        logit_margin: margin of the boosted cross-entropy, >= 0: ``s m`` for a hypersphere head (our
+            combination; Pang et al., NeurIPS 2020, have none with MART).
     """
 
     name = "mart"
     needs_clean = True
     attack_defaults = {"objective": "cross_entropy", "start": "gaussian"}
 
-    def __init__(self, beta=5.0):
+    def __init__(self, beta=5.0, logit_margin=0.0):
         self.beta = non_negative("beta", beta)
+        self.logit_margin = non_negative("logit_margin", logit_margin)
 
     def loss(self, y, clean, adversarial, epoch):
-        boosted = losses.boosted_cross_entropy(y, adversarial)
+        boosted = losses.boosted_cross_entropy(y, adversarial, self.logit_margin)
         return boosted + self.beta * losses.weighted_kl(y, clean, adversarial)

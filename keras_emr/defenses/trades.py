@@ -18,6 +18,8 @@ class TRADES(Defense):
         beta: weight of the divergence, >= 0. The authors use 6 on CIFAR-10 and 1 on MNIST.
         label_smoothing: share ``s`` of :func:`keras_emr.losses.cross_entropy`, in [0, 1); of the
             first term alone.
+        logit_margin: margin of the same, >= 0, of the first term alone: ``s m`` for a hypersphere
+            head of scale ``s`` and angular margin ``m`` (Pang et al., NeurIPS 2020).
     """
 
     name = "trades"
@@ -29,10 +31,13 @@ class TRADES(Defense):
         "noise_at_zero": True,
     }
 
-    def __init__(self, beta=6.0, label_smoothing=0.0):
+    def __init__(self, beta=6.0, label_smoothing=0.0, logit_margin=0.0):
         self.beta = non_negative("beta", beta)
         self.label_smoothing = smoothing(label_smoothing)
+        self.logit_margin = non_negative("logit_margin", logit_margin)
+        self.takes_shares = not self.logit_margin
 
     def loss(self, y, clean, adversarial, epoch):
         divergence = losses.kl_divergence(clean, adversarial)
-        return losses.cross_entropy(y, clean, self.label_smoothing) + self.beta * divergence
+        entropy = losses.cross_entropy(y, clean, self.label_smoothing, self.logit_margin)
+        return entropy + self.beta * divergence

@@ -79,6 +79,11 @@ class SWA(Averaging):
         return ops.where(taken > 0, n / (n + 1.0), waiting), taken
 
 
+def constrained(variable, value):
+    """``value``, projected if ``variable`` has a constraint, as an optimizer's step ends too."""
+    return value if variable.constraint is None else variable.constraint(value)
+
+
 class AveragedWeights:
     """What a classifier does with an average: keep it, and validate and save with it."""
 
@@ -111,7 +116,8 @@ class AveragedWeights:
         share = share * ops.cast(begun, "float32")
         for variable, average in zip(self._followed, self._averages, strict=True):
             d = ops.cast(share, average.dtype)
-            average.assign(d * average.value + (1.0 - d) * variable.value)
+            mean = d * average.value + (1.0 - d) * variable.value
+            average.assign(constrained(variable, mean))
         self._average_count.assign(self._average_count.value + taken * begun)
         self._average_number.assign(number)
 

@@ -22,6 +22,7 @@ from keras_emr.regularizers import effective_margin as _effective_margin  # noqa
 from keras_emr.sampling import VALIDATION_SEED, StreamSampler
 from keras_emr.training.averaging import AveragedWeights
 from keras_emr.training.callbacks import EpochTracker
+from keras_emr.training.companions import Companions
 from keras_emr.training.maximizer_training import MAXIMIZER_UPDATES, MaximizerTraining
 from keras_emr.training.saving import Saving
 from keras_emr.training.weight_perturbation import WeightPerturbation
@@ -48,6 +49,7 @@ class PerExampleMean(keras.losses.Loss):
 class RobustClassifier(
     AveragedWeights,
     WeightPerturbation,
+    Companions,
     MaximizerTraining,
     Saving,
     backend.StepMixin,
@@ -73,6 +75,10 @@ class RobustClassifier(
     (Xiong & Hsieh, ECCV 2020: RNN-Adv with defense ``at``, RNN-TRADES with ``trades``), by an
     optimizer of their own; for ``compile``'s optimizer they are not trainable.
 
+    Labels are integers (N,); of mixed images (mixup, cutmix) the classes' shares (N, K), where
+    the defense takes them: accuracies and regularizers then go by the dominant class. Data for a
+    defense that remembers its examples give ``{"label": ..., "number": ...}`` instead.
+
     Args:
         model: Keras classifier, (N, H, W, C) images in [0, 1] to (N, K) **logits**.
         defense: a defense or its name, e.g. ``"trades"``.
@@ -91,6 +97,9 @@ class RobustClassifier(
             validation and ``evaluate`` then use the averaged weights; save within
             :meth:`averaged`.
         weight_perturbation: ``None``, or an ``AWP`` of ``keras_emr.training.weight_perturbation``.
+        teacher: the second network of defense ``lbgat``, images to (N, K) logits; ``None``: one
+            like ``model``. It is trained by the same optimizer and saved with this classifier, not
+            with ``model``.
         epsilon_schedule: ``None``, or a schedule of ``keras_emr.regularizers.schedules`` for the
             training attack's epsilon and step size, e.g. ``WarmUp(5)``.
         seed: of the training attack's noise; not shared with the model's own seeds.
@@ -111,6 +120,7 @@ class RobustClassifier(
         averaging=None,
         weight_perturbation=None,
         epsilon_schedule=None,
+        teacher=None,
         seed=0,
         **kwargs,
     ):
@@ -160,6 +170,7 @@ class RobustClassifier(
                 "weights are perturbed for a defense with an attack. Received: "
                 f"defense={defense.name!r} with weight_perturbation. Use at or trades."
             )
+        self._make_companions(teacher, weight_perturbation)
         self.seed = seed
         self._given = {"attack": attack, "eval_attack": eval_attack, "regularizers": regularizers}
 
@@ -195,6 +206,7 @@ class RobustClassifier(
             self.model(keras.KerasTensor((None, *input_shape[1:])))
         require_logits(self.model, input_shape[1:])
         self._build_averages()
+        self._build_companions(input_shape)
         if self.maximizer is not None:
             self._build_maximizer(input_shape)
 
@@ -248,6 +260,8 @@ class RobustClassifier(
         """As ``keras.Model.fit``. Data with a ``set_epoch`` method is told the epoch's number."""
         self._build_for(x)
         kwargs = distribution.fit_options(x, batch_size, kwargs)
+        if getattr(x, "mixes", False) or (len(getattr(y, "shape", ())) == 2 and y.shape[1] > 1):
+            self.require_shares()
         tracker = EpochTracker(x if hasattr(x, "set_epoch") else None, self.seed)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(tracker)
@@ -291,11 +305,18 @@ class RobustClassifier(
         Returns:
             ``(loss, logs)``: scalar outer loss, differentiable in training, and metric results.
         """
-        x, y = self._as_batch(x, y)
+        number = y["number"] if isinstance(y, dict) else None
+        x, shares = self._as_batch(x, y)
+        y = losses.dominant(shares)
+        if losses.is_soft(shares):
+            self.require_shares()
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
-        if x_adv is None:
-            x_adv = self.find_adversarial(network, x, y, training)
+        needed = {}
+        if x_adv is None and training and self.defense.needs_margins:
+            x_adv, needed["counted"] = self.find_boundary(network, x, y, number)
+        elif x_adv is None:
+            x_adv = self.find_adversarial(network, x, shares, training)
 
         # Clean and adversarial images in passes of their own: in one batch they would share
         # BatchNorm statistics, which is another algorithm.
@@ -312,11 +333,13 @@ class RobustClassifier(
         shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
         shown = losses.widen(shown)
 
-        # From here on `labels`, logits and weights are those of the global batch.
-        labels, sample_weight = replicas.gather(y), replicas.gather(sample_weight)
-        shown = replicas.gather(shown)
+        if self.teacher is not None:
+            needed["teacher"] = self.teach(x, y, training)
+        # From here on `shares`, `labels`, logits and weights are those of the global batch.
+        shares, sample_weight = replicas.gather(shares), replicas.gather(sample_weight)
+        labels, shown = losses.dominant(shares), replicas.gather(shown)
         clean, adversarial = replicas.gather(clean), replicas.gather(adversarial)
-        per_example = self.defense.loss(labels, clean, adversarial, epoch)
+        per_example = self.defense.loss(shares, clean, adversarial, epoch, **needed)
         known = (labels >= 0) & (labels < shown.shape[-1])
         # Nobody's label would be learned without a word: NaN stops the run.
         per_example = ops.where(known, per_example, float("nan"))
@@ -331,6 +354,9 @@ class RobustClassifier(
         # The mean over the passes: penalties of weights count once, those of activities are shared.
         for extra in itertools.chain(*layer_losses):
             loss = loss + replicas.mean(ops.cast(extra, loss.dtype)) / len(layer_losses)
+        if self.teacher is not None:
+            for extra in self.teacher.losses:
+                loss = loss + ops.cast(extra, loss.dtype)
 
         self.loss_metric.update_state(loss, sample_weight=ops.shape(labels)[0])
         self.accuracy_metric.update_state(losses.correct(labels, shown), sample_weight)
@@ -342,12 +368,18 @@ class RobustClassifier(
         logs = self.compute_metrics(x, labels, shown, sample_weight)
         # A zero would be a lie where nothing was attacked or learned.
         absent = () if adversarial is not None else ("robust_accuracy",)
+        absent += ("margin",) if not training else ()
         absent += self._absent_maximizer_logs(training)
         return loss, {name: value for name, value in logs.items() if name not in absent}
 
     @staticmethod
     def _as_batch(x, y):
-        return ops.cast(x, keras.config.floatx()), ops.cast(ops.reshape(y, (-1,)), "int32")
+        """Images, and labels (N,) or shares of the classes (N, K)."""
+        y = y["label"] if isinstance(y, dict) else y
+        x = ops.cast(x, keras.config.floatx())
+        if len(y.shape) == 2 and y.shape[1] != 1:
+            return x, ops.cast(y, x.dtype)
+        return x, ops.cast(ops.reshape(y, (-1,)), "int32")
 
     @staticmethod
     def _classes(network, attack):

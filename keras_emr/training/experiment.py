@@ -57,6 +57,7 @@ def train(
     overfitting_guard=None,
     augment="none",
     extra=None,
+    mixing=None,
     checkpoint_every="10m",
     notify=warn,
 ):
@@ -91,6 +92,7 @@ def train(
             ``None``: any.
         augment: augmentation of the training images, see :mod:`keras_emr.data.augment`.
         extra: :class:`keras_emr.data.extra.ExtraData` to mix into the training batches.
+        mixing: :class:`keras_emr.data.mixing.Mixing` of the training batches.
         checkpoint_every: how often to write a checkpoint inside an epoch, beside those at each
             epoch's end and when interrupted: ``90s``, ``10m``, ``2h`` or ``500steps``.
         notify: told of every damaged checkpoint that is skipped, one line each.
@@ -112,7 +114,18 @@ def train(
         whole("patience", patience, 1)
     group = distribution.current()
     share = group.share if group else (0, 1)
-    batches = TrainBatches(data.x_train, data.y_train, batch_size, seed, augment, extra, share)
+    batches = TrainBatches(
+        data.x_train,
+        data.y_train,
+        batch_size,
+        seed,
+        augment,
+        extra,
+        mixing,
+        replays=classifier.defense.replays,
+        numbered=classifier.defense.needs_margins,
+        share=share,
+    )
     if group:
         group.check_batch(batches.batch_size)
     classifier._build_for(batches)
@@ -127,6 +140,7 @@ def train(
         data_seed=seed,
         augment=augment,
         extra_data=f"{len(extra.x)} at {extra.ratio}" if extra else None,
+        mixing=mixing and repr(mixing),
         maximizer_warmup=maximizer_warmup,
     )
     checkpoints = Checkpoints(folder.checkpoints, notify)

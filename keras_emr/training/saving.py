@@ -57,6 +57,7 @@ class Saving:
             "averaging": serialize(self.averaging),
             "weight_perturbation": serialize(self.weight_perturbation),
             "epsilon_schedule": serialize(self.epsilon_schedule),
+            "teacher": serialize(self.teacher),
             "seed": self.seed,
         }
 
@@ -64,7 +65,7 @@ class Saving:
     def from_config(cls, config):
         deserialize = keras.saving.deserialize_keras_object
         config = dict(config)
-        parts = ("averaging", "weight_perturbation", "epsilon_schedule")
+        parts = ("averaging", "weight_perturbation", "epsilon_schedule", "teacher")
         for key in ("model", "defense", "attack", "eval_attack", *parts):
             config[key] = deserialize(config.get(key))
         config["regularizers"] = [deserialize(r) for r in config["regularizers"]]

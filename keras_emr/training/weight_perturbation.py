@@ -8,6 +8,7 @@ from keras_emr import backend
 from keras_emr.backend import replicas
 from keras_emr.network import Network
 from keras_emr.part import Part, non_negative, register, whole
+from keras_emr.training.averaging import constrained
 
 _TINY = 1e-20
 
@@ -80,4 +81,10 @@ class WeightPerturbation:
     def move_weights(self, offsets, sign):
         """Add ``sign`` times the offsets to the trainable variables."""
         for variable, offset in zip(self.model.trainable_variables, offsets, strict=True):
-            variable.assign(variable.value + sign * offset)
+            moved = variable.value + sign * offset
+            variable.assign(moved if sign > 0 else constrained(variable, moved))
+
+    def restored(self, weights, offsets):
+        """The values of the trainable variables without the offsets."""
+        triples = zip(self.model.trainable_variables, weights, offsets, strict=True)
+        return [constrained(variable, w - offset) for variable, w, offset in triples]

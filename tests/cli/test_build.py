@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.settings import merge
-from keras_emr_cli.train_settings import TRAIN, mail_burn_in
+from keras_emr_cli.train_settings import TRAIN
 from tests.cli.harness import call
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
@@ -33,6 +34,16 @@ def test_weight_decay_takes_every_weight_with_it(capfd, name):
     assert len(zeros) == 4  # kernel, bias, gamma, beta
     for variable in model.trainable_variables:
         np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), 2.0 * 0.95, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adam", 0.001), ("sgd", 0.1)])
+def test_an_optimizer_has_a_learning_rate_of_its_own(name, rate):
+    """With Adam's 0.001, SGD stays at 10 % on the digits for epochs."""
+    from keras_emr_cli.build import optimizer
+
+    assert float(optimizer(settings(optimizer=name), 7).learning_rate) == pytest.approx(rate)
+    chosen = optimizer(settings(optimizer=name, learning_rate="0.01"), 7)
+    assert float(chosen.learning_rate) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +139,78 @@ def test_normalization_by_the_data():
     normalized = keras.ops.convert_to_numpy(layer(x))
     assert normalized.mean() == pytest.approx(0, abs=0.05)
     assert normalized.std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warmup"),
+    [({}, 4), ({"epochs": "200"}, 10), ({"defense": "at"}, 0), ({"awp_warmup": "0"}, 0)],
+)
+def test_awp_waits_until_something_is_learned(flags, warmup):
+    """From the first step on it kept TRADES at 10 % on augmented digits."""
+    robust = built(awp="0.005", **{"epochs": "20", **flags})
+    assert robust.weight_perturbation.warmup == warmup
+
+
+def test_mma_has_its_own_margin_and_numbers_its_examples():
+    robust = built(defense="mma", epsilon="0.1", steps="4")
+    assert robust.attack.epsilon == pytest.approx(0.15) and robust.attack.steps == 4
+    assert robust.attack.objective == "soft_margin" and robust.eval_attack.epsilon == 0.1
+    defense = robust.defense
+    assert (defense.clean_weight, defense.smallest, defense.trials) == (1 / 3, None, 10)
+    assert robust.remembered.shape == (54,)
+    flags = {"mma_margin": "20/255", "mma_smallest": "0.005", "clean_weight": "0"}
+    robust = built(defense="mma", **flags)
+    assert robust.attack.epsilon == 20 / 255
+    assert (robust.defense.clean_weight, robust.defense.smallest) == (0.0, 0.005)
+
+
+def test_lbgat_has_a_teacher_beside_the_network():
+    robust = built(defense="lbgat", model="mlp", teacher="small-cnn")
+    assert (robust.teacher.name, robust.model.name, robust.defense.beta) == ("small_cnn", "mlp", 0)
+    assert built(defense="lbgat", beta="6").defense.beta == 6
+
+
+def test_free_at_counts_its_replays_as_steps():
+    from keras_emr_cli.build import steps_per_epoch
+    from tests.cli.harness import arrays
+
+    robust = built(defense="free-at", replays="4", lr_schedule="cosine", epochs="2")
+    assert robust.defense.replays == 4 and robust.perturbation.shape == (16, 8, 8, 1)
+    assert robust.optimizer._learning_rate.steps_per_epoch == 3 * 4
+    # Extra data take places in a batch, so that the data's own last longer: 54 // 11.
+    from keras_emr.data.dataset import from_arrays
+
+    data = from_arrays(arrays(), validation=0.1)
+    assert steps_per_epoch(settings(batch_size="16", extra_data="e.npz"), data) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "margin"),
+    [({}, 3.0), ({"angular_margin": "0.1", "head_scale": "20"}, 2.0), ({"angular_margin": "0"}, 0)],
+)
+def test_a_hypersphere_head_brings_its_margin(flags, margin):
+    for name in ("trades", "free-at"):
+        robust = built(defense=name, head="hypersphere", **flags)
+        assert robust.defense.logit_margin == pytest.approx(margin)
+    assert robust.model.layers[-1].scale == float(flags.get("head_scale", 15))
+    assert built(defense="mail-at", head="hypersphere").model.layers[-2].name == "cosines"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"defense": "mart", "mixup": "1"}, "loss is not defined. Received: defense='mart'"),
+        ({"cutmix": "1", "attack_objective": "margin"}, "objective is not defined"),
+        ({"cutmix": "1", "head": "hypersphere"}, "loss is not defined"),
+        ({"defense": "mma", "attack": "apgd"}, "attack: defense mma has its own"),
+        ({"defense": "free-at", "attack": "fgsm"}, "attack: defense free-at has its own"),
+        ({"defense": "lbgat", "angular_margin": "0.1"}, "angular_margin: the loss of lbgat has"),
+        ({"defense": "lbgat", "awp": "0.1"}, "AWP is not defined for defense 'lbgat'"),
+        ({"defense": "mma", "label_smoothing": "0.1"}, "label_smoothing: the loss of mma has no"),
+    ],
+)
+def test_what_does_not_go_together(flags, said):
+    from keras_emr.errors import UserError
+
+    with pytest.raises(UserError, match=said):
+        built(**flags)

@@ -56,3 +56,14 @@ def test_a_first_look_that_takes_long_is_told(monkeypatch, capfd):
         now[0] = 99.0
         look(1, 9)
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_learned_nothing_is_told_so(capsys):
+    from keras_emr_cli.progress import warn_of_chance
+
+    warn_of_chance("trades", [{"val_accuracy": 0.5}, {"val_accuracy": 0.1}], 10)
+    assert capsys.readouterr().err == ""
+    warn_of_chance("trades", [{"val_accuracy": 0.08}, {"val_accuracy": 0.11}], 10)
+    assert "trades has learned nothing: its validation accuracy never rose above 11.0%" in (
+        capsys.readouterr().err
+    )

@@ -18,6 +18,8 @@ PUBLISHED = [
         for emr in ("", "-emr")
         for network in ("resnet18", "wrn34-10")
     ),
+    *("cifar100-lbgat0-wrn34-10", "cifar100-lbgat6-wrn34-10", "mnist-mma", "cifar10-mma-wrn28-4"),
+    *("cifar10-at-he-wrn34-10", "cifar10-trades-he-wrn34-10", "cifar10-free-at-wrn34-10"),
     *("mnist-rnn-adv", "mnist-rnn-trades", "cifar10-rnn-adv-vgg16", "cifar10-rnn-trades-vgg16"),
 ]
 
@@ -53,7 +55,7 @@ def pictures():
         y = np.arange(300) % 10
         parts = {"x_train": x, "y_train": y, "x_test": x[:10] / 2, "y_test": y[:10]}
         made[kind] = from_arrays(parts, validation=0.1)
-    return made
+    return {**made, "cifar100": made["cifar10"]}
 
 
 @pytest.mark.parametrize("name", names())
@@ -72,7 +74,17 @@ def test_a_recipe_builds(name, pictures, monkeypatch):
     monkeypatch.setattr(build, "make_model", small)
     data = pictures[name.split("-")[0]]
     robust = build.classifier(s, data)
-    methods = ("mail-at", "mail-trades", "mart", "trades", "at", "rnn-adv")
+    methods = (
+        "lbgat",
+        "mma",
+        "free-at",
+        "mail-at",
+        "mail-trades",
+        "mart",
+        "trades",
+        "at",
+        "rnn-adv",
+    )
     method = next(m for m in methods if m in name)
     assert robust.defense.name == method.replace("rnn-adv", "at")
     assert bool(robust.regularizers) == ("-emr" in name)
@@ -81,7 +93,9 @@ def test_a_recipe_builds(name, pictures, monkeypatch):
         assert sum(int(np.prod(v.shape)) for v in robust.maximizer.variables) == 120
     family = {"resnet18": "resnet18", "wrn34-10": "wide-resnet-34-10", "vgg16": "vgg16"}
     wanted = next((v for k, v in family.items() if name.endswith(k)), "small-cnn")
-    assert wanted in made[0]
+    assert wanted in made[0] or (name == "cifar10-mma-wrn28-4" and made[0] == "wide-resnet-28-4")
+    assert (robust.model.layers[-2].name == "cosines") == ("-he-" in name)
+    assert (made[1:] == ["resnet18"]) == (robust.teacher is not None) == ("lbgat" in name)
 
 
 def test_what_the_released_recipes_say():
@@ -101,6 +115,9 @@ def test_what_the_released_recipes_say():
     assert (defense(s).beta, float(s.epsilon), float(s.step_size)) == (5.0, 0.031, 0.007)
     rate = optimizer(s, 10)._learning_rate
     np.testing.assert_allclose([float(rate(739)), float(rate(740))], [0.01, 0.001], rtol=1e-5)
+    assert defense(settings("cifar10-trades-he-wrn34-10")).logit_margin == pytest.approx(3.0)
+    mma = defense(settings("cifar10-mma-wrn28-4"), 45000)
+    assert (mma.clean_weight, mma.smallest, mma.examples) == (1 / 3, 0.005, 45000)
     mail = defense(settings("cifar10-mail-at-resnet18"))
     assert (mail.slope, mail.bias, mail.burn_in, mail.beta) == (10.0, -0.5, 76, 5.0)
 

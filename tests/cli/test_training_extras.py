@@ -94,3 +94,28 @@ def test_the_guard_ends_a_run_with_one_line(capfd, monkeypatch, data):
     result = call(capfd, "train", *TINY, "--data", data, *single, "--out", "run")
     assert_error(result, 1, "catastrophic overfitting: as told.", "no model was kept")
     assert (given["overfitting_guard"], given["patience"]) == (0.2, 3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("--defense", "lbgat", "--mixup", "0.4", "--cutmix", "1"),
+        pytest.param(("--defense", "mma"), marks=pytest.mark.slow),
+        pytest.param(("--defense", "free-at", "--replays", "2"), marks=pytest.mark.slow),
+        pytest.param(("--defense", "at", "--head", "hypersphere"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_further_method_resumes_exactly(capfd, tmp_path, data, method):
+    """Teacher, margins and perturbation are in the checkpoint; best.keras is the network alone."""
+    train = ["train", *TINY, "--data", data, *method, "--quiet"]
+    for out, epochs in (("a", 2), ("b", 1)):
+        result = call(capfd, *train, "--epochs", epochs, "--out", out)
+        assert result.code == 0, result.err
+    result = call(capfd, "train", "--resume", "--out", "b", "--epochs", 2, "--quiet")
+    assert result.code == 0, result.err
+    assert history("a") == history("b") and len(history("a")) == 2
+    for name in ("last.keras", "checkpoints/state.keras"):
+        for a, b in zip(weights(f"a/{name}"), weights(f"b/{name}"), strict=True):
+            np.testing.assert_array_equal(a, b)
+    count = {"lbgat": 6, "mma": 6, "free-at": 6, "at": 5}[method[1]]
+    assert len(weights("a/best.keras")) == count  # mlp: three layers
