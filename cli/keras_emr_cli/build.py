@@ -227,8 +227,11 @@ def network(s, data):
     return make_model(s.model, data.image_shape, data.classes, s.activation, normalization)
 
 
-def classifier(s, data, standard=False):
-    """A compiled RobustClassifier with freshly seeded weights; ``standard``: the baseline."""
+def classifier(s, data, standard=False, referee=None):
+    """A compiled RobustClassifier with freshly seeded weights.
+
+    ``standard``: the baseline. ``referee``: attack of validation, if not ``--val-steps`` of PGD.
+    """
     import keras
 
     from keras_emr.attacks.pgd import PGD
@@ -246,7 +249,7 @@ def classifier(s, data, standard=False):
         defense="standard" if standard else defense(s),
         attack=training_attack(s, data.image_shape[-1]) if attacked else None,
         regularizers=[] if standard else regularizers(s),
-        eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
+        eval_attack=referee or PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
         maximizer_update=s.maximizer_update,
         averaging=averaging(s, steps),

@@ -18,7 +18,7 @@ from keras_emr_cli.train_settings import TRAIN, mail_burn_in
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "stream", "tfds_dir"}
-_RESUMABLE |= {"early_stopping", "overfitting_guard"}
+_RESUMABLE |= {"early_stopping", "overfitting_guard", "tensorboard"}
 
 
 @click.command(name="train")
@@ -38,8 +38,10 @@ def command(config, resume, overwrite, as_json, quiet, **flags):
     Without options: TRADES with effective margin regularization on the embedded digits.
     """
     settings = _settings(flags, config, resume, overwrite)
-    from keras_emr_cli.session import select_backend
+    from keras_emr_cli.session import require_tensorboard, select_backend
 
+    if settings.tensorboard:
+        require_tensorboard()
     select_backend(settings.backend)
     data = load_data(settings, settings.validation)
     return _run(settings, data, _extra(settings, data), resume, overwrite, as_json, quiet)
@@ -180,8 +182,7 @@ def _require_same_data(folder, data, extra):
 
 def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
-    from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, overfitting_guard, steps_per_epoch
+    from keras_emr_cli.build import classifier, steps_per_epoch
     from keras_emr_cli.progress import EpochReport
 
     others = extra.share_of(settings.batch_size) if extra else 0
@@ -192,23 +193,55 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     runs = {}
     for title, model, path in jobs:
         model = model or classifier(settings, data, standard=True)
-        runs[title] = train(
-            model,
+        runs[title] = train_run(
+            settings,
             data,
+            extra,
+            model,
             path,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
             resume=resume,
             stop=stop,
             callbacks=[EpochReport(reporter, title, settings.epochs, steps)],
-            maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
-            patience=settings.early_stopping,
-            overfitting_guard=overfitting_guard(settings),
-            augment=settings.augment,
-            extra=extra,
         )
     return runs
+
+
+def train_run(settings, data, extra, model, path, *, resume, stop, callbacks, **changes):
+    """Train ``model`` as ``settings`` say, in the run folder ``path``.
+
+    Args:
+        changes: arguments of :func:`keras_emr.training.experiment.train` to be other than that.
+    """
+    from keras_emr.training.experiment import train
+    from keras_emr_cli.build import overfitting_guard
+
+    if settings.tensorboard:
+        callbacks = [*callbacks, _tensorboard(path, resume, changes.pop("hparams", None))]
+    options = {
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "maximizer_warmup": settings.maximizer_warmup if model.maximizer is not None else 0,
+        "patience": settings.early_stopping,
+        "overfitting_guard": overfitting_guard(settings),
+        "augment": settings.augment,
+        "extra": extra,
+    }
+    return train(
+        model, data, path, resume=resume, stop=stop, callbacks=callbacks, **{**options, **changes}
+    )
+
+
+def _tensorboard(path, resume, hparams):
+    """The callback that writes ``path/tensorboard``, where a former run's curves go."""
+    import shutil
+
+    from keras_emr.training.tensorboard import TensorBoardLogger
+
+    folder = Path(path) / "tensorboard"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    return TensorBoardLogger(folder, hparams)
 
 
 def _title(settings):

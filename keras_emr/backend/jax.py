@@ -97,6 +97,11 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of JAX's random state in variables."""
 
 
+def release():
+    # Its caches keep every program, and with it what the program was traced from.
+    jax.clear_caches()
+
+
 def devices():
     """Names of the devices."""
     return [device.device_kind for device in jax.devices()]

@@ -110,6 +110,10 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of TensorFlow's random state in variables."""
 
 
+def release():
+    """Nothing: they go with their models."""
+
+
 def devices():
     """Names of the devices."""
     found = tf.config.list_physical_devices()
