@@ -104,6 +104,11 @@ def _settings(flags, config, resume):
 def _check(s, space):
     """Whatever contradicts itself, before anything is loaded."""
     searched = {parameter.name for parameter in space}
+    if s.search == "hyperband" and "epochs" in searched:
+        raise UserError(
+            "space: hyperband itself gives out epochs, up to --epochs. Received: epochs in the "
+            "space. Leave it out, or use --search random or bayesian."
+        )
     for name in searched:
         if s.origins[name] in ("flag", "environment"):
             raise UserError(
@@ -111,11 +116,6 @@ def _check(s, space):
                 f"{'its flag' if s.origins[name] == 'flag' else 'its environment variable'}, and "
                 "an entry in the space. Leave one of the two out."
             )
-    if s.search == "hyperband" and "epochs" in searched:
-        raise UserError(
-            "space: hyperband itself gives out epochs, up to --epochs. Received: epochs in the "
-            "space. Leave it out, or use --search random or bayesian."
-        )
     for name, judge in (("epsilon", s.judge_epsilon), ("norm", s.judge_norm)):
         if name in searched and judge is None:
             raise UserError(

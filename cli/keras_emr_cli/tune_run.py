@@ -64,7 +64,7 @@ def _run(settings, space, folder, data, serves, resume, as_json, quiet):
     except (SearchFailed, WorkersLost) as error:
         text = [str(error).rstrip(".")]
         if isinstance(error, SearchFailed) and (traces := sorted(folder.errors.glob("*.txt"))):
-            text.append(f"Traceback: {traces[0]}")
+            text.append(f"More in {traces[0]}")
         text.append(f"Then go on with: keras-emr tune --out {folder.path} --resume")
         return fail(". ".join(text), EXIT_FAILURE)
     from keras_emr_cli.tune_report import show

@@ -23,6 +23,8 @@ def pareto_figure(trials, front, cheap, strong, title):
     Returns:
         ``matplotlib.figure.Figure``.
     """
+    from matplotlib.patheffects import withStroke
+
     figure = blank_figure(6.4, 4.8)
     axis = figure.add_subplot()
     shown = [t for t in trials if t["robust"] is not None]
@@ -54,8 +56,9 @@ def pareto_figure(trials, front, cheap, strong, title):
     for t in named:
         key = "strong_" if final else ""
         axis.annotate(
-            t["trial"], (100 * t[f"{key}clean"], 100 * t[f"{key}robust"]), xytext=(7, -4),
-            textcoords="offset points", fontsize=8, in_layout=False,
+            t["trial"], (100 * t[f"{key}clean"], 100 * t[f"{key}robust"]), xytext=(0, -14),
+            textcoords="offset points", ha="center", fontsize=8, in_layout=False, zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     axis.margins(0.08)
     axis.set_xlabel("clean accuracy on validation data [%]")

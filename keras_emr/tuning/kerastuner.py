@@ -152,7 +152,7 @@ def as_trial(proposed):
     earlier = values.get("tuner/trial_id")
     return Trial(
         name=f"{int(proposed.trial_id):04d}",
-        values={name: _plain(v) for name, v in values.items() if not name.startswith("tuner/")},
+        values={name: _plain(values[name]) for name in sorted(values) if "/" not in name},
         epochs=values.get("tuner/epochs"),
         continues=None if earlier is None else f"{int(earlier):04d}",
     )
