@@ -114,7 +114,7 @@ def make_study(settings, space, folder):
 
 def _build_one(settings, space, data):
     """Build the first corner of the space: what no trial could do is said before any."""
-    from keras_emr.tuning.trials import release_memory
+    from keras_emr.tuning.trials import memory_released
     from keras_emr_cli.build import classifier
     from keras_emr_cli.tune_trial import (
         TrainTrial,
@@ -125,10 +125,10 @@ def _build_one(settings, space, data):
     )
 
     s = trial_settings(settings, first_values(space))
-    classifier(s, data, referee=referee(settings))
-    TrainTrial(settings, data, None, None).extra(s)
-    strong_attack(settings)
-    release_memory()
+    with memory_released():
+        classifier(s, data, referee=referee(settings))
+        TrainTrial(settings, data, None, None).extra(s)
+        strong_attack(settings)
 
 
 def _describe(folder, settings, text, data):

@@ -13,7 +13,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
 * ``devices()``: what this process computes on, for reports;
-* ``release()``: drop compiled programs whose models are gone;
+* ``released()``: a block after which what was compiled within it is dropped;
 * ``preserve_random_state()`` and ``seed_epoch(seed)``: the backend's hidden random state, if any.
 """
 
@@ -40,7 +40,7 @@ mix = _module.mix
 compiled = _module.compiled
 SHAPES_COMPILED = _module.SHAPES_COMPILED
 devices = _module.devices
-release = _module.release
+released = _module.released
 StepMixin = _module.StepMixin
 preserve_random_state = _module.preserve_random_state
 seed_epoch = _module.seed_epoch
@@ -55,7 +55,7 @@ __all__ = [
     "loop",
     "mix",
     "preserve_random_state",
-    "release",
+    "released",
     "seed_epoch",
     "tanh",
     "update",

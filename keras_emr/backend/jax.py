@@ -97,7 +97,9 @@ def seed_epoch(seed):
     """Nothing to do: Keras keeps all of JAX's random state in variables."""
 
 
-def release():
+@contextlib.contextmanager
+def released():
+    yield
     # Its caches keep every program, and with it what the program was traced from.
     jax.clear_caches()
 

@@ -158,8 +158,8 @@ def seed_epoch(seed):
     torch.manual_seed(seed)
 
 
-def release():
-    """Nothing: it compiles none."""
+def released():
+    return contextlib.nullcontext()  # it compiles nothing
 
 
 def devices():

@@ -104,9 +104,9 @@ def _server(chief, host, port):
                 if trial.status == "STOPPED" and chief.study.waiting:
                     trial.status = "IDLE"  # another worker may yet leave its trial behind
             if trial.status == "STOPPED":
+                chief.over = True  # before nobody is left, which would be an error
                 with chief.lock:
                     chief.heard.pop(worker, None)
-                chief.over = True
             # Without the space, on whose conditions KerasTuner 1.4.8 prints to stdout.
             told = HyperParameters()
             told.values = dict(trial.hyperparameters.values)

@@ -98,12 +98,11 @@ class TrialRunner:
 
     def __call__(self, trial: Trial) -> Result:
         path = self.folder / trial.name
-        with locked(path):
+        with locked(path), memory_released():
             done = read_result(path)
             if done is None or not done.ok:  # killed after it ended, before it was told
                 done = self._run(trial, path)
                 RunFolder.write_json(path / "result.json", asdict(done))
-        release_memory()
         return done
 
     def _run(self, trial, path):
@@ -170,14 +169,16 @@ def read_result(path) -> Result | None:
         return None
 
 
-def release_memory():
-    """Give back what a trial leaves behind in Keras and its backend."""
+@contextlib.contextmanager
+def memory_released():
+    """A block after which nothing of the models made within it stays in memory."""
     import keras
 
     from keras_emr import backend
 
+    with backend.released():
+        yield
     keras.utils.clear_session(free_memory=True)
-    backend.release()
 
 
 @contextlib.contextmanager

@@ -37,3 +37,29 @@ def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
         early, late = np.median(resident[third : 2 * third]), np.median(resident[-third:])
         assert late < early + 10, (name, resident)  # MiB; a third of one copy of the images
     assert max(size for _, size in told["resident"]) < told["resident"][1][1] + 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is Linux's")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twenty_trials_of_a_search(tmp_path, backend):
+    worker = Path(__file__).with_name("trials_memory_worker.py")
+    root = worker.parents[2]
+    paths = [root, root / "cli", root / "serving"]
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    told = json.loads(done.stderr.splitlines()[-1])
+    assert told["code"] == 0, done.stderr[-3000:]
+    trials = told["resident"][1:]  # the first entry is of the model that is built to look
+    assert len(trials) == 20
+    assert trials[-1] < 1.05 * np.median(trials[2:6]), trials
