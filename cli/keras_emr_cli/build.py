@@ -215,8 +215,11 @@ def network(s, data, name=None):
     return hypersphere_head(model, s.head_scale) if s.head == "hypersphere" else model
 
 
-def classifier(s, data, standard=False, extra=None):
-    """A compiled RobustClassifier with freshly seeded weights; ``standard``: the baseline."""
+def classifier(s, data, standard=False, extra=None, referee=None):
+    """A compiled RobustClassifier with freshly seeded weights.
+
+    ``standard``: the baseline. ``referee``: attack of validation, if not ``--val-steps`` of PGD.
+    """
     import keras
 
     from keras_emr.attacks.pgd import PGD
@@ -238,7 +241,7 @@ def classifier(s, data, standard=False, extra=None):
         defense=method,
         attack=training_attack(s, data.image_shape[-1]) if attacked else None,
         regularizers=[] if standard else regularizers(s),
-        eval_attack=PGD(float(s.epsilon), s.norm, steps=s.val_steps),
+        eval_attack=referee or PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
         maximizer_update=s.maximizer_update,
         averaging=averaging(s, steps),

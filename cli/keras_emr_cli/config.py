@@ -44,6 +44,14 @@ def recipes():
 
 
 @command.command()
+def space():
+    """Print an example of what `tune --space FILE` takes."""
+    from keras_emr_cli.tune_space import EXAMPLE
+
+    click.echo(EXAMPLE, nl=False)
+
+
+@command.command()
 @click.option("--config", metavar="FILE", help="YAML file of settings, or recipe:NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options(TRAIN)

@@ -17,6 +17,7 @@ _COMMANDS = {
         "keras_emr_cli.train",
         "Train a robust classifier and compare it with a standard one.",
     ),
+    "tune": ("keras_emr_cli.tune", "Search the settings of train for robust accuracy."),
     "evaluate": ("keras_emr_cli.evaluate", "Attack a trained model and report what survives."),
     "compare": ("keras_emr_cli.compare", "Put inner maximizers side by side on trained models."),
     "export": ("keras_emr_cli.export", "Publish a trained model for TensorFlow Serving."),

@@ -39,6 +39,28 @@ def select_backend(name: str) -> None:
             importlib.import_module("tensorflow")
 
 
+def require_tensorboard() -> None:
+    """Raise :class:`UserError` where tensorboard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard is not installed. Received: --tensorboard. Install it with: "
+            "pip install 'keras-emr[tune]'"
+        )
+
+
+def require_tuner(search: str) -> None:
+    """Raise :class:`UserError` where a package that this kind of search needs is missing."""
+    needed = ["keras_tuner", "tensorboard"]  # KerasTuner imports it on the TensorFlow backend
+    if search == "bayesian":
+        needed += ["sklearn", "scipy"]
+    for name in needed:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"{name.replace('_', '-')} is not installed. Received: --search {search}. Install "
+                "it with: pip install 'keras-emr[tune]'"
+            )
+
+
 @contextmanager
 def quiet_tensorflow():
     """Within the block TensorFlow can be imported without its greetings on stderr."""

@@ -73,18 +73,18 @@ class Setting:
         """The typed value of ``raw``. Raises :class:`UserError` naming ``where`` it came from."""
         if raw is None or (self.auto is not None and str(raw).lower() == AUTO):
             if self.auto is None and self.default is not None:
-                raise self._error(raw, where, f"a value ({self._expected()})")
+                raise self._error(raw, where, f"a value ({self.expected()})")
             return None
         try:
             value = self._convert(raw)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         except (ValueError, TypeError, ArithmeticError):
-            raise self._error(raw, where, self._expected()) from None
+            raise self._error(raw, where, self.expected()) from None
         if self.kind in ("int", "float", "ratio", "ints"):
             numbers = value if self.kind == "ints" else [value]
             if not all(map(self._in_range, numbers)):
-                raise self._error(raw, where, self._expected())
+                raise self._error(raw, where, self.expected())
         return value
 
     def _in_range(self, value):
@@ -126,7 +126,7 @@ class Setting:
             raise unknown(self.name.replace("_", " "), str(raw), self.choices)
         return self.check(str(raw)) if self.check else str(raw)
 
-    def _expected(self):
+    def expected(self):
         if self.kind == "ratio":
             what = "a number or a fraction such as 8/255"
         else:

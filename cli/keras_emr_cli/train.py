@@ -21,7 +21,7 @@ from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate, swa_s
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
 _RESUMABLE = {"epochs", "eval_steps", "eval_restarts", "baseline", "out", "stream", "tfds_dir"}
-_RESUMABLE |= {"early_stopping", "overfitting_guard", "checkpoint_every"}
+_RESUMABLE |= {"early_stopping", "overfitting_guard", "checkpoint_every", "tensorboard"}
 _RESUMABLE |= {"distribute", "devices", *PLACE}  # the numbers do not depend on them
 # Taken from the run where they are `auto`: what more epochs would make of them is another run.
 _OF_THE_RUN = ("mail_burn_in", "awp_warmup", "averaging_start")
@@ -47,8 +47,10 @@ def command(config, resume, overwrite, dry_run, as_json, quiet, **flags):
     Without options: TRADES with effective margin regularization on the embedded digits.
     """
     settings = _settings(flags, config, resume, overwrite)
-    from keras_emr_cli.session import select_backend
+    from keras_emr_cli.session import require_tensorboard, select_backend
 
+    if settings.tensorboard:
+        require_tensorboard()
     distributed.check(settings)
     select_backend(settings.backend)
     if count := distributed.processes_to_start(settings):
@@ -242,9 +244,8 @@ def _require_same_data(folder, data, extra):
 
 def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
     """The asked-for run, then its baseline: ``{title: TrainedRun}``."""
-    from keras_emr.training.experiment import train
-    from keras_emr_cli.build import classifier, mixing, overfitting_guard, steps_per_epoch
-    from keras_emr_cli.progress import EpochReport, warn
+    from keras_emr_cli.build import classifier, steps_per_epoch
+    from keras_emr_cli.progress import EpochReport
 
     jobs = [(_title(settings), robust, folder.path)]
     if settings.baseline and settings.defense != "standard":
@@ -254,26 +255,59 @@ def _train_all(settings, data, extra, folder, robust, resume, stop, reporter):
         standard = model is None
         model = model or classifier(settings, data, standard=True)
         steps = steps_per_epoch(settings, data, standard)
-        runs[title] = train(
-            model,
+        runs[title] = train_run(
+            settings,
             data,
+            extra,
+            model,
             path,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
             resume=resume,
             stop=stop,
             callbacks=[EpochReport(reporter, title, settings.epochs, steps)],
-            maximizer_warmup=settings.maximizer_warmup if model.maximizer is not None else 0,
-            patience=settings.early_stopping,
-            overfitting_guard=overfitting_guard(settings),
-            augment=settings.augment,
-            extra=extra,
-            mixing=mixing(settings, data),
-            checkpoint_every=settings.checkpoint_every,
-            notify=warn,
         )
     return runs
+
+
+def train_run(settings, data, extra, model, path, *, resume, stop, callbacks, **changes):
+    """Train ``model`` as ``settings`` say, in the run folder ``path``.
+
+    Args:
+        changes: arguments of :func:`keras_emr.training.experiment.train` to be other than that.
+    """
+    from keras_emr.training.experiment import train
+    from keras_emr_cli.build import mixing, overfitting_guard
+    from keras_emr_cli.progress import warn
+
+    if settings.tensorboard:
+        callbacks = [*callbacks, _tensorboard(path, resume, changes.pop("hparams", None))]
+    options = {
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "maximizer_warmup": settings.maximizer_warmup if model.maximizer is not None else 0,
+        "patience": settings.early_stopping,
+        "overfitting_guard": overfitting_guard(settings),
+        "augment": settings.augment,
+        "extra": extra,
+        "mixing": mixing(settings, data),
+        "checkpoint_every": settings.checkpoint_every,
+        "notify": warn,
+    }
+    return train(
+        model, data, path, resume=resume, stop=stop, callbacks=callbacks, **{**options, **changes}
+    )
+
+
+def _tensorboard(path, resume, hparams):
+    """The callback that writes ``path/tensorboard``, where a former run's curves go."""
+    import shutil
+
+    from keras_emr.training.tensorboard import TensorBoardLogger
+
+    folder = Path(path) / "tensorboard"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    return TensorBoardLogger(folder, hparams)
 
 
 def _title(settings):

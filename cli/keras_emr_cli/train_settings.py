@@ -287,6 +287,7 @@ TRAIN = [
         "run",
         S("backend", "choice", "tensorflow", "Keras backend.", BACKENDS),
         S("seed", "int", 0, "Seed of weights, noise and order.", low=0, high=SEEDS - 1),
+        S("tensorboard", "bool", False, "Also write scalars for TensorBoard to RUN/tensorboard."),
         S("out", "text", None, "Run folder.", auto="a new folder under runs/"),
         S(
             "checkpoint_every",

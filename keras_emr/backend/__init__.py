@@ -15,6 +15,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``devices()``: what this process computes on, for reports;
 * ``preserve_random_state()``, ``seed_epoch(seed)``, ``random_state()`` and
   ``set_random_state(arrays)``: the backend's hidden random state, if any;
+* ``released()``: a block after which what was compiled within it is dropped;
 * ``replicas``: what a step on several devices asks of the others (``jax_devices``,
   ``tensorflow_replicas``, ``torch_processes``); on one device nothing at all.
 """
@@ -43,6 +44,7 @@ mix = _module.mix
 compiled = _module.compiled
 SHAPES_COMPILED = _module.SHAPES_COMPILED
 devices = _module.devices
+released = _module.released
 StepMixin = _module.StepMixin
 preserve_random_state = _module.preserve_random_state
 seed_epoch = _module.seed_epoch
@@ -60,6 +62,7 @@ __all__ = [
     "mix",
     "preserve_random_state",
     "random_state",
+    "released",
     "replicas",
     "seed_epoch",
     "set_random_state",

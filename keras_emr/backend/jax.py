@@ -108,6 +108,13 @@ def set_random_state(arrays):
     """Nothing to do."""
 
 
+@contextlib.contextmanager
+def released():
+    yield
+    # Its caches keep every program, and with it what the program was traced from.
+    jax.clear_caches()
+
+
 def devices():
     """Names of the devices."""
     return [device.device_kind for device in jax.devices()]

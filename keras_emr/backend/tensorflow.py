@@ -121,6 +121,24 @@ def set_random_state(arrays):
     """Nothing to do."""
 
 
+@contextlib.contextmanager
+def released():
+    # Keras's optimizer sums gradients through a function with a gradient of its own, for which
+    # TensorFlow keeps the graph of every training step that was ever traced.
+    registered = _gradient_registry()
+    before = set(registered)
+    yield
+    for name in set(registered) - before:
+        if name.startswith("CustomGradient-"):
+            del registered[name]
+
+
+def _gradient_registry():
+    from tensorflow.python.framework import ops
+
+    return getattr(getattr(ops, "gradient_registry", None), "_registry", {})
+
+
 def devices():
     """Names of the devices."""
     found = tf.config.list_physical_devices()

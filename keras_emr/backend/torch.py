@@ -178,6 +178,10 @@ def set_random_state(arrays):
             torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
 
 
+def released():
+    return contextlib.nullcontext()  # it compiles nothing
+
+
 def devices():
     """Names of the devices."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

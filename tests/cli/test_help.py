@@ -8,10 +8,11 @@ import pytest
 from keras_emr import __version__
 from keras_emr_cli.evaluate_settings import EVALUATE, EXPORT
 from keras_emr_cli.train_settings import TRAIN
+from keras_emr_cli.tune_settings import TUNE
 from tests.cli.harness import assert_error, call, python, shell
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib")
-SETTINGS = [("train", TRAIN), ("evaluate", EVALUATE), ("export", EXPORT)]
+SETTINGS = [("train", TRAIN), ("tune", TUNE), ("evaluate", EVALUATE), ("export", EXPORT)]
 # Not heavy, but nothing that a help text needs.
 UNNEEDED = ("numpy", "yaml", "rich")
 
@@ -32,6 +33,7 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
         (["--help"], HEAVY + UNNEEDED),
         (["--version"], HEAVY + UNNEEDED),
         (["train", "--help"], HEAVY + UNNEEDED),
+        (["tune", "--help"], (*HEAVY, *UNNEEDED, "keras_tuner", "grpc", "tensorboard")),
         (["evaluate", "--help"], HEAVY + UNNEEDED),
         (["export", "--help"], HEAVY + UNNEEDED),
         (["predict", "--help"], HEAVY + UNNEEDED),

@@ -18,19 +18,20 @@ pytestmark = [
 ]
 
 
-def told_by(worker, folder, backend):
-    """What a worker in ``folder`` prints."""
+def told_by(worker, folder, backend, stream="stdout"):
+    """What a worker in ``folder`` prints last."""
     root = Path(__file__).parents[2]
+    paths = os.pathsep.join(map(str, [root, root / "cli", root / "serving"]))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(worker))],
         cwd=folder,
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)},
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(getattr(done, stream).splitlines()[-1])
 
 
 def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
@@ -53,3 +54,11 @@ def test_200_epochs_of_a_run_take_no_more_memory_than_20(tmp_path, backend):
     assert len(resident) == 200
     early, late = np.median(resident[20:30]), np.median(resident[-10:])
     assert late < 1.05 * early, resident
+
+
+def test_twenty_trials_of_a_search(tmp_path, backend):
+    told = told_by("trials_memory_worker.py", tmp_path, backend, "stderr")
+    assert told["code"] == 0
+    trials = told["resident"][1:]  # the first entry is of the model that is built to look
+    assert len(trials) == 20
+    assert trials[-1] < 1.05 * np.median(trials[2:6]), trials
