@@ -122,6 +122,11 @@ def _check(s, space):
                 f"--judge-{name}: trials that train with another {name} each must be judged in one "
                 f"ball. Received: {name} in the space. Give --judge-{name}."
             )
+    if s.distribute != "none":
+        raise UserError(
+            "distribute: a trial is trained on one device. Received: --distribute "
+            f"{s.distribute}. Leave it out; --workers N runs N trials at a time."
+        )
     if s.workers and s.search != "hyperband" and s.max_trials and s.workers > s.max_trials:
         raise UserError(
             f"--workers: more than trials. Received: {s.workers} for {s.max_trials} trials."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from keras_emr.errors import NotWritten
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.session import select_backend, signals_to
 from keras_emr_cli.tune_report import conclude, line
@@ -40,7 +41,7 @@ def _run(settings, space, folder, data, serves, resume, as_json, quiet):
     from keras_emr.training.callbacks import Interrupted, StopOnSignal
     from keras_emr.tuning.search import SearchFailed
     from keras_emr_cli.main import EXIT_FAILURE, fail
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.tune import interrupted
     from keras_emr_cli.tune_workers import WorkersLost, supervise
 
@@ -61,6 +62,9 @@ def _run(settings, space, folder, data, serves, resume, as_json, quiet):
             report = conclude(settings, space, folder, data, stop, reporter)
     except Interrupted as error:
         return interrupted(error.signal_number, folder.path)
+    except NotWritten as error:
+        again = f"keras-emr tune --out {folder.path} --resume"
+        return fail(f"{error} Make room, then continue with: {again}", EXIT_FAILURE)
     except (SearchFailed, WorkersLost) as error:
         text = [str(error).rstrip(".")]
         if isinstance(error, SearchFailed) and (traces := sorted(folder.errors.glob("*.txt"))):
@@ -126,8 +130,8 @@ def _build_one(settings, space, data):
 
     s = trial_settings(settings, first_values(space))
     with memory_released():
-        classifier(s, data, referee=referee(settings))
-        TrainTrial(settings, data, None, None).extra(s)
+        extra = TrainTrial(settings, data, None, None).extra(s)
+        classifier(s, data, extra=extra, referee=referee(settings))
         strong_attack(settings)
 
 

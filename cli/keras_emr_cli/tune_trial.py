@@ -67,7 +67,7 @@ class TrainTrial:
         settings: of the search, merged.
         data: the data set.
         stop: a ``StopOnSignal``.
-        reporter: :class:`keras_emr_cli.progress.Reporter`.
+        reporter: :class:`keras_emr_cli.reporter.Reporter`.
     """
 
     def __init__(self, settings, data, stop, reporter):
@@ -82,15 +82,14 @@ class TrainTrial:
 
         s = trial_settings(self.settings, trial.values)
         extra = self.extra(s)
-        model = classifier(s, self.data, referee=referee(self.settings))
+        model = classifier(s, self.data, extra=extra, referee=referee(self.settings))
         folder = RunFolder(path)
         folder.prepare()
         begun = any((folder.path / "checkpoints").iterdir())
         self._describe(folder, s, extra)
         # A schedule over all epochs stays the same whatever epoch Hyperband ends a round at.
         epochs = min(trial.epochs or s.epochs, s.epochs)
-        others = extra.share_of(s.batch_size) if extra else 0
-        steps = steps_per_epoch(len(self.data.x_train), s.batch_size - others)
+        steps = steps_per_epoch(s, self.data)
         report = EpochReport(self.reporter, f"trial {trial.name}", epochs, steps)
         return train_run(
             s,

@@ -302,7 +302,7 @@ class _Lost(RuntimeError):
 def _work(settings, folder, chief, name, quiet):
     from keras_emr_cli.load_data import load_data
     from keras_emr_cli.main import EXIT_INTERRUPTED, fail
-    from keras_emr_cli.progress import Reporter
+    from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.session import select_backend, signals_to
     from keras_emr_cli.tune import EXIT_RESUMABLE
     from keras_emr_cli.tune_report import line

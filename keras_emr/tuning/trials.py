@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_emr.errors import UserError
+from keras_emr.errors import NotWritten, UserError
 from keras_emr.training.run_folder import RunFolder
 
 OBJECTIVES = (
@@ -126,8 +126,8 @@ class TrialRunner:
         except TrainingDiverged as error:
             status, message = "diverged", str(error)
             rows = RunFolder(path).read_history()
-        except (Interrupted, KeyboardInterrupt):
-            raise
+        except (Interrupted, NotWritten, KeyboardInterrupt):
+            raise  # no fault of the trial, which can be resumed
         except Exception as error:  # a trial may fail in any way; the others go on
             text = traceback.format_exc()
             if not isinstance(error, UserError):
@@ -216,5 +216,7 @@ def _take_up(before, path):
     left = shutil.ignore_patterns("result.json", "final*", ".lock", "tensorboard")
     shutil.copytree(before, aside, ignore=left)
     for name in sorted(os.listdir(aside), key=lambda name: name == "config.yaml"):
+        if (path / name).is_dir():  # of an attempt that was killed
+            shutil.rmtree(path / name)
         os.replace(aside / name, path / name)  # config.yaml last: it says that all is there
     aside.rmdir()
