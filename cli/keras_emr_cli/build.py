@@ -10,7 +10,8 @@ from keras_emr.errors import UserError
 from keras_emr.models import make_model
 from keras_emr_cli.build_defense import defense, logit_margin, mma_margin, number
 from keras_emr_cli.progress import warn
-from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate, swa_start
+from keras_emr_cli.settled import awp_warmup, learning_rate, swa_start
+from keras_emr_cli.train_settings import TRAIN
 
 # What an EMR preset decides: the regularizer's option by the setting's name.
 _PRESET_DECIDES = {

@@ -67,3 +67,14 @@ def reading(settings):
     """The arguments of :func:`keras_emr.data.load` that say how to read, as far as they are set."""
     values = {setting.name: settings.values[setting.name] for setting in READING}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def load_extra(settings, data):
+    """The extra training data, or ``None``; whatever is wrong with it is said now."""
+    if settings.extra_data is None:
+        return None
+    from keras_emr.data.extra import load_extra as read
+
+    extra = read(settings.extra_data, settings.extra_ratio, data.image_shape, data.classes)
+    extra.share_of(settings.batch_size)
+    return extra

@@ -14,28 +14,6 @@ from keras_emr_cli.settings import Setting as S
 AUGMENTATIONS = ("none", "cifar")
 HEADS = ("hypersphere",)
 
-
-# With Adam's rate, SGD does not leave its start within a short run.
-LEARNING_RATES = {"adam": 0.001, "sgd": 0.1}
-
-
-def learning_rate(s):
-    """The largest learning rate: as set, else the optimizer's own."""
-    return LEARNING_RATES[s.optimizer] if s.learning_rate is None else s.learning_rate
-
-
-def awp_warmup(s):
-    """Epochs without AWP. A network that has learned nothing yet would be kept from beginning."""
-    if s.awp_warmup is not None:
-        return s.awp_warmup
-    return 0 if s.defense == "at" else min(10, -(-s.epochs // 5))
-
-
-def swa_start(s):
-    """First epoch of SWA: as set, else after three quarters of the epochs."""
-    return s.epochs * 3 // 4 + 1 if s.averaging_start is None else s.averaging_start
-
-
 TRAIN = [
     *grouped(
         "data and model",

@@ -141,9 +141,9 @@ def _check(s, space):
 
 
 def _require_same(settings, before):
-    from keras_emr_cli.train import _settled
+    from keras_emr_cli.settled import settled
 
-    had, now, old = before.plain(), _settled(settings), _settled(before)
+    had, now, old = before.plain(), settled(settings), settled(before)
     for name, value in settings.plain().items():
         if name not in _RESUMABLE and now.values[name] != old.values[name]:
             raise UserError(

@@ -137,11 +137,11 @@ def _build_one(settings, space, data):
 
 def _describe(folder, settings, text, data):
     from keras_emr.training.run_folder import RunFolder, describe_environment
-    from keras_emr_cli.train import _settled
+    from keras_emr_cli.settled import settled
 
     if not folder.is_search():
         folder.begin()
-    plain = _settled(settings).plain()
+    plain = settled(settings).plain()
     for name in ("out", "space"):
         plain.pop(name)
     write = RunFolder.write_text

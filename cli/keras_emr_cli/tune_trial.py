@@ -78,7 +78,7 @@ class TrainTrial:
         from keras_emr.training.run_folder import RunFolder
         from keras_emr_cli.build import classifier, steps_per_epoch
         from keras_emr_cli.progress import EpochReport
-        from keras_emr_cli.train import train_run
+        from keras_emr_cli.train_run import train_run
 
         s = trial_settings(self.settings, trial.values)
         extra = self.extra(s)
@@ -106,11 +106,11 @@ class TrainTrial:
 
     def extra(self, s):
         """The extra training data of a trial, read once."""
-        from keras_emr_cli.train import _extra
+        from keras_emr_cli.load_data import load_extra
 
         key = (s.extra_data, s.extra_ratio)
         if key not in self._extra:
-            self._extra = {key: _extra(s, self.data)}
+            self._extra = {key: load_extra(s, self.data)}
         found = self._extra[key]
         if found is not None:
             found.share_of(s.batch_size)
@@ -121,9 +121,9 @@ class TrainTrial:
         import yaml
 
         from keras_emr.training.run_folder import describe_environment
-        from keras_emr_cli.train import _settled
+        from keras_emr_cli.settled import settled
 
-        plain = _settled(s).plain()
+        plain = settled(s).plain()
         plain.pop("out")
         facts = {"backend": s.backend, "seed": s.seed, "split_seed": s.split_seed}
         facts |= {"data": self.data.name, "data_sha256": self.data.fingerprint}
