@@ -20,7 +20,7 @@ _FIXED = {
     "backend": "a process has one backend",
     "baseline": "trials have none",
     "out": "every trial has a folder of its own",
-    "tensorboard": "it changes no result",
+    **dict.fromkeys(("tensorboard", "checkpoint_every"), "it changes no result"),
 }
 _KEYS = ("type", "values", "low", "high", "step", "sampling", "when")
 _TYPES = ("choice", "int", "float")
