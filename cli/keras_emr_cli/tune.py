@@ -15,7 +15,7 @@ EXIT_RESUMABLE = 75
 # What may change when a search is resumed; by the rest its trials are comparable.
 _RESUMABLE = {"max_trials", "finalists", "final_attack", "eval_steps", "eval_restarts", "workers"}
 _RESUMABLE |= {"chief", "restarts_per_worker", "worker_timeout", "out", "stream", "tfds_dir"}
-_RESUMABLE |= {"space", "tensorboard", "baseline", "val_steps"}
+_RESUMABLE |= {"space", "tensorboard", "baseline", "val_steps", "checkpoint_every"}
 
 
 @click.command(name="tune")

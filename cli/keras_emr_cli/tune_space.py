@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from keras_emr.errors import UserError, unknown
+from keras_emr_cli.distributed import PLACE
 from keras_emr_cli.settings import Ratio
 from keras_emr_cli.train_settings import TRAIN
 
@@ -20,7 +21,8 @@ _FIXED = {
     "backend": "a process has one backend",
     "baseline": "trials have none",
     "out": "every trial has a folder of its own",
-    "tensorboard": "it changes no result",
+    **dict.fromkeys(("tensorboard", "checkpoint_every"), "it changes no result"),
+    **dict.fromkeys(("distribute", "devices", *PLACE), "a trial is trained on one device"),
 }
 _KEYS = ("type", "values", "low", "high", "step", "sampling", "when")
 _TYPES = ("choice", "int", "float")

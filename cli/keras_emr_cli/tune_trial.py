@@ -85,7 +85,7 @@ class TrainTrial:
         model = classifier(s, self.data, extra=extra, referee=referee(self.settings))
         folder = RunFolder(path)
         folder.prepare()
-        begun = any((folder.path / "checkpoints").iterdir())
+        begun = any((folder.path / "checkpoints").glob("*"))
         self._describe(folder, s, extra)
         # A schedule over all epochs stays the same whatever epoch Hyperband ends a round at.
         epochs = min(trial.epochs or s.epochs, s.epochs)

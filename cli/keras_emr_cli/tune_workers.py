@@ -300,18 +300,18 @@ class _Lost(RuntimeError):
 
 
 def _work(settings, folder, chief, name, quiet):
-    from keras_emr_cli.load_data import load_data
-    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
-    from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.session import select_backend, signals_to
-    from keras_emr_cli.tune import EXIT_RESUMABLE
-    from keras_emr_cli.tune_report import line
-    from keras_emr_cli.tune_run import runner
 
-    select_backend(settings.backend)
+    select_backend(settings.backend)  # before anything imports keras
     from keras_emr.training.callbacks import Interrupted, StopOnSignal
     from keras_emr.tuning.search import search
     from keras_emr.tuning.worker import ChiefLost, RemoteStudy
+    from keras_emr_cli.load_data import load_data
+    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
+    from keras_emr_cli.reporter import Reporter
+    from keras_emr_cli.tune import EXIT_RESUMABLE
+    from keras_emr_cli.tune_report import line
+    from keras_emr_cli.tune_run import runner
 
     stop, reasons = StopOnSignal(), []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
+
+from keras_emr.tuning.trials import read_rows
 
 
 class MedianRule:
@@ -32,11 +33,9 @@ class MedianRule:
         if t < self.after:
             return False
         means = []
-        for path in sorted(self.folder.glob("*/history.jsonl")):
-            ended = (path.parent / "result.json").exists()
-            if path.parent.name != name and ended:
-                rows = [json.loads(line) for line in path.read_text().splitlines()]
-                seen = [_finite(row[objective]) for row in rows[:t]]
+        for ended in sorted(self.folder.glob("*/result.json")):
+            if ended.parent.name != name:
+                seen = [_finite(row[objective]) for row in read_rows(ended.parent)[:t]]
                 if len(seen) == t:
                     means.append(np.mean(seen))
         return len(means) >= self.others and max(values) < np.median(means)
@@ -60,9 +59,8 @@ class StopHopeless(keras.callbacks.Callback):
 
     def check(self):
         """Apply the rule to the history on disk: after how many epochs to stop, or 0 to go on."""
-        path = self.rule.folder / self.name / "history.jsonl"
-        rows = path.read_text().splitlines() if path.exists() else []
-        values = [_finite(json.loads(row)[self.objective]) for row in rows]
+        rows = read_rows(self.rule.folder / self.name)
+        values = [_finite(row[self.objective]) for row in rows]
         self.stopped = bool(values) and self.rule.hopeless(self.name, values, self.objective)
         return len(values) if self.stopped else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -125,12 +126,15 @@ class TrialRunner:
                 status = "stopped"
         except TrainingDiverged as error:
             status, message = "diverged", str(error)
-            rows = RunFolder(path).read_history()
+            rows = read_rows(path)
         except (Interrupted, NotWritten, KeyboardInterrupt):
             raise  # no fault of the trial, which can be resumed
         except Exception as error:  # a trial may fail in any way; the others go on
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the others would, too
             text = traceback.format_exc()
             if not isinstance(error, UserError):
+                self.errors.mkdir(parents=True, exist_ok=True)
                 RunFolder.write_text(self.errors / f"{trial.name}.txt", text)
             line = " ".join(str(error).split()) or type(error).__name__
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -167,6 +171,13 @@ def read_result(path) -> Result | None:
         return Result(**json.loads((Path(path) / "result.json").read_text()))
     except FileNotFoundError:
         return None
+
+
+def read_rows(path) -> list[dict]:
+    """The rows of ``history.jsonl`` in a trial's folder, one per epoch."""
+    file = Path(path) / "history.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 @contextlib.contextmanager
