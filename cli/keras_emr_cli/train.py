@@ -14,7 +14,7 @@ from keras_emr.errors import UserError
 from keras_emr_cli.defense_settings import mail_burn_in
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
-from keras_emr_cli.train_settings import TRAIN, awp_warmup, learning_rate
+from keras_emr_cli.train_settings import TRAIN, awp_warmup
 
 # What may change when a run is resumed; the rest is fixed by its checkpoint.
 # `stream` and `tfds_dir` do not change what is read, which has a hash.
@@ -102,7 +102,8 @@ def _settled(s) -> Merged:
             values[name] = str(Path(values[name]).expanduser().resolve())
     if s.defense.startswith("mail-"):
         values["mail_burn_in"] = mail_burn_in(s)
-    values |= {"learning_rate": learning_rate(s), "awp_warmup": awp_warmup(s)}
+    if s.awp:
+        values["awp_warmup"] = awp_warmup(s)
     return Merged(values, s.origins)
 
 
