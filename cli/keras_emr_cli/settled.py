@@ -43,5 +43,6 @@ def settled(s) -> Merged:
         values["mail_burn_in"] = mail_burn_in(s)
     if s.averaging == "swa":
         values["averaging_start"] = swa_start(s)
-    values |= {"learning_rate": learning_rate(s), "awp_warmup": awp_warmup(s)}
+    if s.awp:
+        values["awp_warmup"] = awp_warmup(s)
     return Merged(values, s.origins)

@@ -346,7 +346,7 @@ def test_stderr_holds_nothing_but_our_lines(twins):
     for calls, _ in ends.values():
         for _, err in calls:
             for line in err.splitlines():
-                assert line.startswith(("trades + EMR  epoch ", "Error: ")), err
+                assert line.startswith(("trades + EMR  epoch ", "Error: ", "Warning: ")), err
 
 
 def test_the_same_command_gives_the_same_history(twins):

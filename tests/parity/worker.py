@@ -91,6 +91,10 @@ def fresh(given):
     return model
 
 
+def made(name):
+    return get_defense(name, **({"batch_size": 64} if name == "free-at" else {}))
+
+
 class FixedAttack(ke.PGD):
     """PGD from stored noise: the whole step can be compared, attack included."""
 
@@ -135,7 +139,9 @@ def main(source, target):
     network = Network(model)
     clean, adversarial = network.frozen()(x), network.frozen()(x_adv)
     for name in DEFENSES.names:
-        keep(f"loss/{name}", get_defense(name).loss(y, clean, adversarial, 100))
+        defense = made(name)
+        teacher = {"teacher": -clean} if defense.needs_teacher else {}
+        keep(f"loss/{name}", defense.loss(y, clean, adversarial, 100, **teacher))
     for i, options in enumerate(EMR):
         penalty = ke.EffectiveMarginRegularizer(**options)
         kind = "emr_difference" if options.get("estimator") else "emr"
@@ -182,9 +188,10 @@ def main(source, target):
         attack = None if name == "standard" else FixedAttack(EPSILON, steps=1, step_size=0.0)
         robust = ke.RobustClassifier(
             model,
-            name,
+            made(name),
             attack=attack and attack.with_defaults(start="uniform"),
             regularizers=[ke.EffectiveMarginRegularizer(0.1)],
+            teacher=fresh(given) if name == "lbgat" else None,
         )
         robust.compile(keras.optimizers.SGD(0.1, momentum=0.9))
         history = robust.fit(given["x"], given["y"], batch_size=64, shuffle=False, verbose=0)
