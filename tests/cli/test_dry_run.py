@@ -49,6 +49,7 @@ def test_a_dry_run_says_what_a_run_needs_and_writes_nothing(capfd, data, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words", [("--defense", "standard"), ("--attack", "lstm"), ("--defense", "mail-at")]
 )
@@ -91,6 +92,7 @@ def test_a_single_device_can_be_distributed_and_says_so(capfd, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_of_one_machine_stop_together_and_resume(data, tmp_path):
     """torch: SIGTERM for one of them; the run goes on, on one device, as if never stopped."""
     words = ["--backend", "torch", "--data", data, *TINY, "--defense", "at", "--emr", 0]

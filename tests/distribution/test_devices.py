@@ -89,6 +89,7 @@ def test_two_processes_on_torch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_devices_and_processes_on_jax(tmp_path):
     names = list(CASES)
     jobs = [[[f"devices={n}"]] for n in (1, 2, 4)]
@@ -101,6 +102,7 @@ def test_two_replicas_on_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_on_tensorflow(tmp_path):
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     alone, outs = tmp_path / "alone.json", [tmp_path / f"{i}.json" for i in range(2)]
@@ -119,6 +121,7 @@ def test_two_workers_on_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("backend", "job"), [("tensorflow", [["devices=2"]]), ("torch", None)])
 def test_batch_norm_of_replicas_trains_and_keeps_one_set_of_statistics(tmp_path, backend, job):
     """Its losses are those of per-device statistics: finite, and near the single device's."""

@@ -15,6 +15,7 @@ KILLS = 20
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 @pytest.mark.parametrize("method", ["at", "rnn-trades"])
 def test_killed_at_random_moments(tmp_path, method, backend):

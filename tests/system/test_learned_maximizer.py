@@ -13,7 +13,7 @@ from tests.real_data import real_data
 ROOT = Path(__file__).parents[2]
 MNIST = real_data("mnist")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

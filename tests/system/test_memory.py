@@ -48,6 +48,7 @@ def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
     assert max(size for _, size in told["resident"]) < told["resident"][1][1] + 200
 
 
+@pytest.mark.long
 def test_200_epochs_of_a_run_take_no_more_memory_than_20(tmp_path, backend):
     """Batches, steps, validation with averaged weights, margins, models and checkpoints."""
     resident = told_by("epochs_worker.py", tmp_path, backend)
@@ -56,6 +57,7 @@ def test_200_epochs_of_a_run_take_no_more_memory_than_20(tmp_path, backend):
     assert late < 1.05 * early, resident
 
 
+@pytest.mark.long
 def test_twenty_trials_of_a_search(tmp_path, backend):
     told = told_by("trials_memory_worker.py", tmp_path, backend, "stderr")
     assert told["code"] == 0
