@@ -1,7 +1,8 @@
 """Short trainings whose numbers must not depend on how many devices share a batch.
 
 ``python -m tests.distribution.cases OUT.json CASE,CASE [devices=N] [coordinator=H:P processes=P
-process=I]`` with KERAS_BACKEND set; without further words on one device, undistributed.
+process=I] [alone=1]`` with KERAS_BACKEND set; without further words on one device, undistributed.
+With ``alone`` process 0 does both, one after the other.
 """
 
 import contextlib
@@ -86,13 +87,14 @@ def run(name, epochs=4):
 
 
 def main(out, names, *words):
-    options = dict(word.split("=") for word in words)
-    numbers = {k: int(v) for k, v in options.items() if k != "coordinator"}
-    given = {**options, **numbers}
+    given = {k: v if k == "coordinator" else int(v) for k, v in (w.split("=") for w in words)}
+    alone, names = given.pop("alone", 0), names.split(",")
     with ke.distribute("data", **given) if words else contextlib.nullcontext() as group:
-        found = {name: run(name) for name in names.split(",")}
+        found = {name: run(name) for name in names}
         main_process = group is None or group.main
     if main_process:
+        if alone:
+            found = {"shared": found, "alone": {name: run(name) for name in names}}
         with open(out, "w") as file:
             json.dump(found, file)
 
