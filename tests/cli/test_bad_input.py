@@ -174,6 +174,7 @@ def refused(capfd, tmp_path, arguments, *fragments, code=3):
         (["--optimizer", "adamw"], ["--optimizer", "'adamw'", "adam, sgd"]),
         (["--emr-preset", "at-emr"], ["--emr-preset", "'at-emr'", "at-emr-released"]),
         (["--emr-warmup", "2", "--emr-decay-epochs", "3"], ["emr_warmup", "emr_decay_epochs"]),
+        (["--checkpoint-every", "soon"], ["--checkpoint-every:", "Received: 'soon'", "500steps"]),
         *(
             ([*changed, "--emr-preset", "trades-emr-released"], [*named, "trades-emr-released"])
             for changed, named in [
