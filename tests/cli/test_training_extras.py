@@ -29,6 +29,7 @@ EXTRAS = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_resumes_exactly(capfd, tmp_path, data):
     Path("networks_of_mine.py").write_text(SOURCE)
     train = ["train", *TINY, "--data", data, *EXTRAS, "--quiet"]

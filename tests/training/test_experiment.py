@@ -44,6 +44,7 @@ def without_seconds(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_resuming_equals_never_stopping(data, tmp_path):
     whole = ke.train(classifier(), data, tmp_path / "a", epochs=3, batch_size=16)
     ke.train(classifier(), data, tmp_path / "b", epochs=1, batch_size=16)

@@ -162,6 +162,7 @@ def test_a_collapsed_epoch_is_not_kept(data, tmp_path):
     assert any(different.any() for different in diverged)
 
 
+@pytest.mark.slow
 def test_resuming_with_everything_on_is_exact(data, tmp_path):
     """Schedule, momentum, average, epsilon and AWP's warm-up: bit for bit as if never stopped."""
 

@@ -20,6 +20,7 @@ def bfloat16():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 def test_a_small_resnet_learns_in_bfloat16(bfloat16):
     keras.utils.set_random_seed(0)
     x, y = images(24, side=8)
