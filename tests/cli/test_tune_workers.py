@@ -113,6 +113,7 @@ def test_a_search_killed_in_a_trial_goes_on_in_it(here, whole, jax_cache):
     assert outcome(here / "s") == whole
 
 
+@pytest.mark.long
 def test_workers_one_killed_another_takes_over(here, whole, jax_cache):
     """The same trials as without workers, none lost and none twice."""
     with started([*SEARCH, "--workers", 2, "--out", "s"], here, jax_cache) as process:
@@ -143,6 +144,7 @@ def test_all_workers_killed_end_the_chief(here, jax_cache):
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_sigterm_and_sigkill_of_the_supervisor(here, whole, jax_cache):
     """The first stops everyone. After the second the workers end alone, and hold their trials
     until then."""
@@ -168,6 +170,7 @@ def test_sigterm_and_sigkill_of_the_supervisor(here, whole, jax_cache):
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
+@pytest.mark.long
 def test_a_worker_of_another_host(here, whole, jax_cache):
     """A chief without workers of its own, and one that joins by the same flags."""
     with socket.socket() as free:
@@ -184,6 +187,7 @@ def test_a_worker_of_another_host(here, whole, jax_cache):
     assert outcome(here / "s") == whole
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_reach_the_chief(here):
     began = time.monotonic()
     done = shell("tune", "--out", "s", "--chief", "127.0.0.1:1", "--tuner-id", "a", cwd=here)
