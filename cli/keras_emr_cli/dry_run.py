@@ -42,6 +42,7 @@ def describe(settings, data, extra, robust, group):
     from keras_emr import backend
     from keras_emr.data.batches import TrainBatches
     from keras_emr.training import cost
+    from keras_emr_cli.build import mixing
 
     share = group.share if group else (0, 1)
     batches = TrainBatches(
@@ -51,17 +52,22 @@ def describe(settings, data, extra, robust, group):
         settings.seed,
         settings.augment,
         extra,
-        share,
+        mixing(settings, data),
+        replays=robust.defense.replays,
+        numbered=robust.defense.needs_margins,
+        share=share,
     )
     devices = list(group.devices) if group else backend.devices()
     count = len(group.devices) if group else 1
     each = batches.batch_size // count
     seconds, validation = _timed(robust, batches, data, group)
-    x, y = (keras.ops.convert_to_tensor(part[:1]) for part in batches[0])
+    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), batches[0])
     forward = cost.forward_cost(robust.model, data.image_shape)
     passes = cost.step_passes(robust, x, y)
     per_example = forward.flops * passes.in_forward_passes
     per_example += cost.maximizer_flops(robust, data.image_shape)
+    if robust.teacher is not None:  # forwards, and backwards to its weights
+        per_example += 3 * cost.forward_cost(robust.teacher, data.image_shape).flops
     memory = cost.memory(robust, data.image_shape, each, forward, passes)
     warm_up = settings.maximizer_warmup if robust.maximizer is not None else 0
     steps = len(batches) * settings.epochs + warm_up

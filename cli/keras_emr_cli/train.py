@@ -74,7 +74,8 @@ def _dry_run(settings, data, extra, resume, overwrite, as_json, group):
     RunFolder(settings.out).check(resume, overwrite)
     if group is not None:
         group.check_batch(min(settings.batch_size, len(data.x_train)))
-    found = dry_run.describe(settings, data, extra, classifier(settings, data), group)
+    robust = classifier(settings, data, extra=extra)
+    found = dry_run.describe(settings, data, extra, robust, group)
     if group is None or group.main:
         dry_run.show(found, as_json)
     return 0

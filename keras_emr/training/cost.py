@@ -156,7 +156,8 @@ def step_passes(classifier, x, y):
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        x_adv = None
+        # A perturbation that persists costs no pass of its own.
+        x_adv = x if classifier.persists else None
         if classifier.weight_perturbation is not None:
             x_adv, _ = classifier.perturb(x, y, None)
         classifier.robust_step(x, y, None, training=True, x_adv=x_adv)

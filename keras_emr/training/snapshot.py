@@ -40,9 +40,14 @@ def _named(classifier, groups):
     return {f"{group}/{i}": v for group in groups for i, v in enumerate(every[group])}
 
 
+def _value(variable):
+    # A copy, because on TensorFlow's replicas `value` is a variable still.
+    return np.array(ops.convert_to_numpy(ops.copy(variable.value)))
+
+
 def _plain(variable):
     """The value in a type that NumPy itself has: bfloat16 as 16-bit integers, and so on."""
-    value = np.array(ops.convert_to_numpy(variable.value))
+    value = _value(variable)
     return value if value.dtype.isbuiltin == 1 else value.view(f"u{value.dtype.itemsize}")
 
 
@@ -137,8 +142,7 @@ def restore_passing(classifier, arrays):
 
 def _assign(variables, arrays):
     for name, variable in variables.items():
-        like = np.asarray(ops.convert_to_numpy(variable.value)).dtype
-        variable.assign(arrays[name].view(like))
+        variable.assign(arrays[name].view(_value(variable).dtype))
 
 
 def identity(classifier, data, **facts):

@@ -94,7 +94,7 @@ def test_a_bad_space_is_one_line_and_nothing_is_written(capfd, tmp_path, text, f
         (["--out", "."], 3, ["the folder is not empty"]),
         (["--val-steps", 3], 2, ["--val-steps"]),
         (["--out", "s", "--chief", "h:1", "--tuner-id", "a"], 3, ["--space", "a worker has"]),
-        (["--label-smoothing", 0.1, "--defense", "mart", "--space", "lr.yaml"], 3, ["MART"]),
+        (["--label-smoothing", 0.1, "--defense", "mart", "--space", "lr.yaml"], 3, ["mart"]),
         (["--search", "hyperband", "--space", "epochs.yaml"], 3, ["hyperband itself", "epochs"]),
         (["--space", "epsilon.yaml"], 3, ["--judge-epsilon", "one ball"]),
     ],
