@@ -21,19 +21,23 @@ N, EPOCHS = 360, 16
 
 
 class Begun(keras.callbacks.Callback):
-    """Says through a pipe that the first step of this process is done."""
+    """Says through a pipe that the first step of this process is done.
 
-    def __init__(self, pipe):
+    Then takes ``pause`` seconds a step: on a fast machine the run would end before its kills.
+    """
+
+    def __init__(self, pipe, pause):
         super().__init__()
-        self.pipe = pipe
+        self.pipe, self.pause = pipe, pause
 
     def on_train_batch_end(self, batch, logs=None):
+        time.sleep(self.pause)
         if self.pipe is not None:
             os.write(self.pipe, b"!")
             self.pipe = None
 
 
-def child(method, folder, every):
+def child(method, folder, every, pause=0.0):
     """``(process id, pipe)`` of a process that trains, or resumes, ``folder``."""
     read, write = os.pipe()
     pid = os.fork()
@@ -43,7 +47,7 @@ def child(method, folder, every):
     try:
         robust = runs.classifier(method)
         options = {"n": N, "epochs": EPOCHS, "batch_size": 8, "checkpoint_every": every}
-        runs.train(robust, folder, resume=True, callbacks=[Begun(write)], **options)
+        runs.train(robust, folder, resume=True, callbacks=[Begun(write, pause)], **options)
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -64,7 +68,7 @@ def main():
     assert finish(*child(method, folder / "whole", "2h")) == 0
     parts, found = folder / "parts", []
     while len(found) < kills:
-        pid, pipe = child(method, parts, "1steps")
+        pid, pipe = child(method, parts, "1steps", pause=0.03)
         if len(found) % 5:  # one in five at any moment of its start: loading, compiling, warming up
             os.read(pipe, 1)
             time.sleep(rng.uniform(0, 1))
