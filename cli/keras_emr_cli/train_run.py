@@ -15,10 +15,8 @@ from keras_emr_cli.settled import settled
 
 
 def run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
-    import yaml
-
     from keras_emr.training.callbacks import Interrupted, StopOnSignal, TrainingDiverged
-    from keras_emr.training.run_folder import RunFolder, describe_environment
+    from keras_emr.training.run_folder import RunFolder
     from keras_emr_cli.build import classifier
     from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, fail
     from keras_emr_cli.progress import warn_of_chance
@@ -35,15 +33,7 @@ def run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
     # Every setting is checked before a file is written.
     robust = classifier(settings, data, extra=extra)
     folder.prepare(overwrite)
-    plain = settled(settings).plain()
-    for name in ("out", *PLACE):
-        plain.pop(name)
-    folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))
-    facts = {"backend": settings.backend, "seed": settings.seed, "split_seed": settings.split_seed}
-    environment = describe_environment(**facts, data=data.name, data_sha256=data.fingerprint)
-    if extra is not None:
-        environment["extra_data_sha256"] = extra.fingerprint
-    folder.write_json(folder.environment, environment)
+    plain, environment = describe(folder, settings, data, extra)
     stop = StopOnSignal()
     try:
         with Reporter(quiet) as reporter, signals_to(stop):
@@ -79,6 +69,25 @@ def run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
     folder.write_json(folder.report, report)
     _show(report, settings, as_json)
     return 0
+
+
+def describe(folder, s, data, extra):
+    """Write the files by which ``evaluate`` and ``train --config`` know a run; their contents."""
+    import yaml
+
+    from keras_emr.training.run_folder import describe_environment
+
+    plain = settled(s).plain()
+    for name in ("out", *PLACE):
+        plain.pop(name)
+    facts = {"backend": s.backend, "seed": s.seed, "split_seed": s.split_seed}
+    facts |= {"data": data.name, "data_sha256": data.fingerprint}
+    if extra is not None:
+        facts["extra_data_sha256"] = extra.fingerprint
+    environment = describe_environment(**facts)
+    folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))
+    folder.write_json(folder.environment, environment)
+    return plain, environment
 
 
 def _require_same_data(folder, data, extra):

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+from keras_emr.tuning import OBJECTIVES, SEARCHES
 from keras_emr_cli.settings import NORMS, grouped
 from keras_emr_cli.settings import Setting as S
 from keras_emr_cli.train_settings import TRAIN
-
-# As keras_emr.tuning has them, which imports keras.
-SEARCHES = ("random", "bayesian", "hyperband")
-OBJECTIVES = (
-    "val_robust_accuracy",
-    "val_accuracy",
-    "val_share_above_epsilon",
-    "val_effective_margin_linf",
-    "val_effective_margin_l2",
-)
 
 SEARCH = [
     *grouped(

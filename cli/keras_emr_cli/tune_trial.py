@@ -78,7 +78,7 @@ class TrainTrial:
         from keras_emr.training.run_folder import RunFolder
         from keras_emr_cli.build import classifier, steps_per_epoch
         from keras_emr_cli.progress import EpochReport
-        from keras_emr_cli.train_run import train_run
+        from keras_emr_cli.train_run import describe, train_run
 
         s = trial_settings(self.settings, trial.values)
         extra = self.extra(s)
@@ -86,7 +86,7 @@ class TrainTrial:
         folder = RunFolder(path)
         folder.prepare()
         begun = any((folder.path / "checkpoints").glob("*"))
-        self._describe(folder, s, extra)
+        describe(folder, s, self.data, extra)
         # A schedule over all epochs stays the same whatever epoch Hyperband ends a round at.
         epochs = min(trial.epochs or s.epochs, s.epochs)
         steps = steps_per_epoch(s, self.data)
@@ -115,19 +115,3 @@ class TrainTrial:
         if found is not None:
             found.share_of(s.batch_size)
         return found
-
-    def _describe(self, folder, s, extra):
-        """The files by which ``evaluate`` and ``train --config`` know a run."""
-        import yaml
-
-        from keras_emr.training.run_folder import describe_environment
-        from keras_emr_cli.settled import settled
-
-        plain = settled(s).plain()
-        plain.pop("out")
-        facts = {"backend": s.backend, "seed": s.seed, "split_seed": s.split_seed}
-        facts |= {"data": self.data.name, "data_sha256": self.data.fingerprint}
-        if extra is not None:
-            facts["extra_data_sha256"] = extra.fingerprint
-        folder.write_json(folder.environment, describe_environment(**facts))
-        folder.write_text(folder.config, yaml.safe_dump(plain, sort_keys=False))

@@ -84,6 +84,10 @@ def share_of_rows(rows):
     """``None``: every draw is the global batch's."""
 
 
+def check_optimizer(optimizer):
+    """Nothing to refuse."""
+
+
 def fraction(rows):
     """``None``: a mean is the global batch's."""
 

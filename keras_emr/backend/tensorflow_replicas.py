@@ -42,12 +42,10 @@ def start(devices, coordinator, processes, process, timeout):
             f"distribute: TensorFlow has no coordinator. Received: {coordinator!r}. Set TF_CONFIG "
             "for every worker instead, as MultiWorkerMirroredStrategy wants it."
         )
-    task = json.loads(os.environ.get("TF_CONFIG") or "{}")
-    workers = task.get("cluster", {}).get("worker", [])
+    workers, index = _workers(os.environ.get("TF_CONFIG"))
     gpus = tf.config.list_physical_devices("GPU")
     if len(workers) > 1:
         strategy = _within(timeout, workers, _multi_worker)
-        index = task["task"]["index"]
         names = [f"{kind}@{address}" for address in workers for kind in _local(gpus)]
         return names, len(workers), index, strategy.scope()
     names = _local(gpus)
@@ -58,6 +56,23 @@ def start(devices, coordinator, processes, process, timeout):
     reduction = None if gpus else tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
     return names, 1, 0, strategy.scope()
+
+
+def _workers(config):
+    """Addresses of all workers and the number of this one, as ``TF_CONFIG`` has them."""
+    if not config:
+        return [], 0
+    try:
+        task = json.loads(config)
+        workers, index = task["cluster"]["worker"], task["task"]["index"]
+        if task["task"]["type"] == "worker" and workers[index]:
+            return workers, index
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    raise UserError(
+        f"distribute: TF_CONFIG is not that of a worker. Received: {config!r}. Expected such as "
+        '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}.'
+    )
 
 
 def _multi_worker():
@@ -80,10 +95,22 @@ def _virtual(count):
 
 def _within(seconds, workers, make):
     """``make()``, which has no timeout of its own."""
-    made = []
-    thread = threading.Thread(target=lambda: made.append(make()), daemon=True)
+    made, failed = [], []
+
+    def attempt():
+        try:
+            made.append(make())
+        except Exception as error:
+            failed.append(" ".join(str(error).split())[:200])
+
+    thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
+    if failed:
+        raise UserError(
+            f"distribute: the workers cannot be joined: {failed[0]} Received: TF_CONFIG with "
+            f"{', '.join(workers)}. Check the addresses and ports."
+        )
     if not made:
         raise UserError(
             f"distribute: not all workers met within {seconds:g} s. Received: TF_CONFIG with "
@@ -193,14 +220,19 @@ def whole(loss):
     return loss if context is None else loss * tf.cast(context.num_replicas_in_sync, loss.dtype)
 
 
+def check_optimizer(optimizer):
+    """Raise :class:`UserError` for one that several replicas cannot use."""
+    many = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    if many and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            "distribute: tensorflow cannot scale losses on several devices. Received: "
+            "precision mixed_float16. Use mixed_bfloat16, or another backend."
+        )
+
+
 def apply(optimizer, gradients, variables):
     """One optimizer step on gradients that are the same on all replicas."""
     if _replica() is not None:
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            raise UserError(
-                "distribute: tensorflow cannot scale losses on several devices. Received: "
-                "precision mixed_float16. Use mixed_bfloat16, or another backend."
-            )
         # Keras would sum over the replicas once more, and has clipped before that.
         optimizer._all_reduce_sum_gradients = list
     optimizer.apply_gradients(zip(gradients, variables, strict=True))

@@ -35,7 +35,7 @@ def start(devices, coordinator, processes, process, timeout):
     method = f"tcp://{coordinator}" if coordinator else None
     if coordinator is None and "RANK" in os.environ:
         method = "env://"
-        processes, process = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        processes, process = (_number(name) for name in ("WORLD_SIZE", "RANK"))
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -63,6 +63,16 @@ def start(devices, coordinator, processes, process, timeout):
     names = [None] * processes
     dist.all_gather_object(names, name)
     return names, processes, process, _scope()
+
+
+def _number(name):
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise UserError(
+            f"distribute: {name} is no number. Received: {value!r} beside RANK, as torchrun sets "
+            "them. Start the processes with torchrun, or unset RANK."
+        )
+    return int(value)
 
 
 @contextlib.contextmanager
@@ -167,6 +177,10 @@ def mean(value):
 def whole(loss):
     """The loss of the global batch, as Keras reduced it."""
     return loss
+
+
+def check_optimizer(optimizer):
+    """Nothing to refuse."""
 
 
 def fraction(rows):

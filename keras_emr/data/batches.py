@@ -105,11 +105,11 @@ class TrainBatches(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         index //= self.replays
-        if self.replays > 1 and self._kept[0] == (self.epoch, index):
-            return self._kept[1]
-        batch = self._batch(index)
-        self._kept = (self.epoch, index), batch
-        return batch
+        if self.replays == 1:
+            return self._batch(index)
+        if self._kept[0] != (self.epoch, index):
+            self._kept = (self.epoch, index), self._batch(index)
+        return self._kept[1]
 
     def _batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         # One look at the epoch, which must not change between the parts of a batch.

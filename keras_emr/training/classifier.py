@@ -248,6 +248,7 @@ class RobustClassifier(
                 "Leave it out, or write a keras_emr defense."
             )
         super().compile(optimizer=optimizer, **kwargs)
+        replicas.check_optimizer(self.optimizer)
         if self.maximizer is not None:
             self.maximizer_optimizer = keras.optimizers.get(
                 maximizer_optimizer or keras.optimizers.Adam(1e-2, global_clipnorm=1.0)

@@ -32,7 +32,7 @@ def ranked(results, strong=None):
     return sorted(held, key=lambda r: (-strong.get(r.trial, -1.0), -r.score, r.trial))
 
 
-def strong_score(path, attacks, x, y, *, seed=0, progress=None, tick=None):
+def strong_score(path, attacks, x, y, *, progress=None, tick=None):
     """Accuracy of a trial's ``best.keras`` under ``attacks``, kept in its ``final.json``.
 
     What was interrupted goes on where it was; what is there already is not done again.
@@ -41,7 +41,6 @@ def strong_score(path, attacks, x, y, *, seed=0, progress=None, tick=None):
         path: the trial's folder.
         attacks: :class:`keras_emr.evaluation.autoattack.AutoAttack`.
         x, y: validation images (N, H, W, C) and labels (N,): never the test set.
-        seed: noted beside the score.
         progress: called with the attack's name, runs done (a fraction) and their number.
         tick: called after every step of an attack.
 
@@ -64,7 +63,6 @@ def strong_score(path, attacks, x, y, *, seed=0, progress=None, tick=None):
         "clean": result.accuracy,
         "robust": result.robust_accuracy,
         "n": len(x),
-        "seed": seed,
         "attack": settings,
     }
     RunFolder.write_json(file, found)

@@ -18,7 +18,6 @@ from keras_emr.training.run_folder import RunFolder
 from keras_emr.tuning.space import Choice
 from keras_emr.tuning.trials import Trial
 
-SEARCHES = ("random", "bayesian", "hyperband")
 _NEVER = 10**9
 
 
@@ -30,7 +29,7 @@ class KerasTunerStudy:
     whoever asks first after the study was opened anew. Safe for threads.
 
     Args:
-        search: one of :data:`SEARCHES`.
+        search: one of :data:`keras_emr.tuning.SEARCHES`.
         space: list of :class:`Choice` and :class:`Range`; parents before those that depend on
             them.
         objective: what is maximised.

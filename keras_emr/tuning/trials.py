@@ -16,14 +16,8 @@ from typing import Any, Protocol
 
 from keras_emr.errors import NotWritten, UserError
 from keras_emr.training.run_folder import RunFolder
+from keras_emr.tuning import OBJECTIVES
 
-OBJECTIVES = (
-    "val_robust_accuracy",
-    "val_accuracy",
-    "val_share_above_epsilon",
-    "val_effective_margin_linf",
-    "val_effective_margin_l2",
-)
 _LOCK_SECONDS = 60.0
 
 

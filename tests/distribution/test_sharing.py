@@ -99,3 +99,32 @@ def test_who_is_missing_is_said_in_time(process, text):
 def test_an_address_without_a_port_is_refused():
     with pytest.raises(UserError, match="expected HOST:PORT"):
         meet("host", 2, 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["{", "[]", '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}, "task": {"index": 1}}'],
+)
+def test_a_bad_tf_config_is_one_line(monkeypatch, config):
+    replicas = pytest.importorskip("keras_emr.backend.tensorflow_replicas")
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UserError, match="TF_CONFIG is not that of a worker"):
+        replicas.start(None, None, None, None, 1.0)
+
+
+def test_half_of_torchruns_environment_is_one_line(monkeypatch):
+    processes = pytest.importorskip("keras_emr.backend.torch_processes")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is no number"):
+        processes.start(None, None, None, None, 1.0)
+
+
+def test_workers_that_cannot_be_joined_say_why():
+    replicas = pytest.importorskip("keras_emr.backend.tensorflow_replicas")
+
+    def refuse():
+        raise RuntimeError("the port is taken")
+
+    with pytest.raises(UserError, match="cannot be joined: the port is taken"):
+        replicas._within(5.0, ["a:1"], refuse)
