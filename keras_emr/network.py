@@ -7,10 +7,15 @@ from keras import ops
 
 from keras_emr import backend
 from keras_emr.errors import UserError
+from keras_emr.substitution import changed, cheaper, precision
 
-_LOW_PRECISION = ("float16", "bfloat16")
 # Between the seeds of two passes: more draws than a layer makes in one.
 _APART = 1009
+
+
+def layers_of(model):
+    """All layers, the inner ones of nested models too."""
+    return list(model._flatten_layers())
 
 
 @contextlib.contextmanager
@@ -20,27 +25,16 @@ def full_precision(model):
     With a float16 loss, 59 % of the input gradients of a small MNIST network were exactly zero:
     neither an attack nor an effective weight can be computed that way.
     """
-    low = [
-        layer
-        for layer in model._flatten_layers()
-        if layer.compute_dtype in _LOW_PRECISION and layer.variable_dtype == "float32"
-    ]
-    saved = [(layer, layer._dtype_policy) for layer in low]
-    policy = keras.dtype_policies.get("float32")
-    try:
-        for layer in low:
-            layer._dtype_policy = policy
+    with changed(precision(layers_of(model), "float32")):
         yield
-    finally:
-        for layer, original in saved:
-            layer._dtype_policy = original
 
 
 class Network:
     """``model`` as a pure function of the images, in float32 or wider.
 
-    Neither function below changes the model: BatchNorm statistics, seed generators and every
-    other variable are read through a ``StatelessScope`` whose updates are dropped.
+    Apart from a plain call, nothing below changes the model: BatchNorm statistics, seed
+    generators and every other variable are read through a ``StatelessScope`` whose updates are
+    dropped.
 
     Args:
         model: Keras classifier, (N, H, W, C) images in [0, 1] to (N, K) logits.
@@ -48,6 +42,12 @@ class Network:
 
     def __init__(self, model):
         self.model = model
+        self._layers = layers_of(model)
+
+    def __call__(self, x, training):
+        """The model itself: logits in its own precision, states and weights as they move."""
+        with changed(cheaper(self._layers)):
+            return self.model(x, training=training)
 
     @property
     def classes(self):
@@ -64,26 +64,27 @@ class Network:
             shape = _Outline(self.frozen()).compute_output_spec(images).shape
         return shape[-1]
 
-    def _call(self, values, x, training):
+    def _call(self, values, x, training, compute="float32", twice=False):
         # The scope is entered inside the function that is differentiated: entered around it,
         # JAX leaks tracers as soon as a layer writes state. It maps *all* variables, because
         # during `fit` Keras empties them on JAX and an unmapped one would read as None.
         scope = keras.StatelessScope(list(zip(self.model.variables, values, strict=True)))
         random_state = backend.preserve_random_state if training else contextlib.nullcontext
-        with scope, full_precision(self.model), random_state():
+        changes = precision(self._layers, compute) + cheaper(self._layers, twice)
+        with scope, changed(changes), random_state():
             return self.model(x, training=training)
 
     @property
     def seed_states(self):
         """Variables that random layers draw from: of noise at inference, and of dropout."""
-        layers = self.model._flatten_layers()
-        return [g.state for layer in layers for g in getattr(layer, "_seed_generators", ())]
+        return [g.state for layer in self._layers for g in getattr(layer, "_seed_generators", ())]
 
-    def frozen(self, training=False, noise=None):
+    def frozen(self, training=False, noise=None, compute="float32"):
         """``x -> logits`` with constant weights: gradients reach the images only.
 
         Args:
             training: mode of the model.
+            compute: precision of its layers, ``float32`` or ``bfloat16``.
             noise: integer tensor; a layer that is random at inference draws other numbers for
                 each. ``None``: always the same.
         """
@@ -94,16 +95,19 @@ class Network:
             if id(variable) in seeds:
                 value = value + ops.cast(noise, value.dtype) * ops.cast([0, _APART], value.dtype)
             values.append(value)
-        return lambda x: self._call(values, x, training)
+        return lambda x: self._call(values, x, training, compute)
 
-    def live(self, training=False):
-        """``x -> logits`` whose gradients reach the weights as well."""
+    def live(self, training=False, twice=False):
+        """``x -> logits`` whose gradients reach the weights as well.
+
+        ``twice``: for gradients of an input gradient.
+        """
         # On JAX a BatchNorm statistic that this step has just updated is a function of the weights:
         # without the stop, gradients would flow through it, as on no other backend.
         values = [
             v.value if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
-        return lambda x: self._call(values, x, training)
+        return lambda x: self._call(values, x, training, twice=twice)
 
     def at(self, weights, training=False):
         """``x -> logits`` with other values, tensors, in place of the trainable variables'."""

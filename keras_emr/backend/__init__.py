@@ -9,6 +9,8 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
+* ``cheaper(twice)``: layers' functions of the same values and cheaper derivatives, by name (``relu``,
+  ``leaky_relu``, ``max_pool``, ``conv``), for results that will be differentiated, or differentiated twice;
 * ``compiled(fn, variables)``: ``fn``, compiled where the backend does, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
@@ -41,6 +43,7 @@ vjp = _module.vjp
 tanh = _module.tanh
 loop = _module.loop
 mix = _module.mix
+cheaper = _module.cheaper
 compiled = _module.compiled
 SHAPES_COMPILED = _module.SHAPES_COMPILED
 devices = _module.devices
@@ -55,6 +58,7 @@ __all__ = [
     "NAME",
     "SHAPES_COMPILED",
     "StepMixin",
+    "cheaper",
     "compiled",
     "devices",
     "gradient",

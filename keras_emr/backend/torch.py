@@ -128,6 +128,52 @@ def mix(kernel, columns):
     return _Mix.apply(keras.ops.convert_to_tensor(kernel), columns)
 
 
+class _Relu(torch.autograd.Function):
+    # With its gradient written out, for a second derivative that ends there: torch's own goes on
+    # from a gradient to what the function was applied to, with zeros. So for those below.
+    @staticmethod
+    def forward(ctx, x, slope):
+        y = torch.nn.functional.leaky_relu(x, slope) if slope else torch.relu(x)
+        ctx.slope = slope
+        ctx.save_for_backward(y)  # of the same sign as x
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        y = ctx.saved_tensors[0].detach()
+        if not ctx.slope:
+            return torch.ops.aten.threshold_backward(dy, y, 0), None
+        return torch.ops.aten.leaky_relu_backward(dy, y, ctx.slope, True), None
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, size):
+        y, places = torch.ops.aten.max_pool2d_with_indices(x, size, size)
+        ctx.size = size
+        ctx.save_for_backward(x, places)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, places = ctx.saved_tensors
+        back = torch.ops.aten.max_pool2d_with_indices_backward
+        return back(dy, x.detach(), ctx.size, ctx.size, [0, 0], [1, 1], False, places), None
+
+
+def _relu(x):
+    return _Relu.apply(x, 0.0)
+
+
+def _max_pool(x, size):
+    return _MaxPool.apply(x.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
+
+
+def cheaper(twice):
+    """Functions whose results cost less to differentiate, by name."""
+    return {"relu": _relu, "leaky_relu": _Relu.apply, "max_pool": _max_pool} if twice else {}
+
+
 def loop(n, body, state, unroll=False):
     """Repeat ``state = body(i, state)``."""
     for i in range(n):

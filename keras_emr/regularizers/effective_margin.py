@@ -136,7 +136,7 @@ class EffectiveMarginRegularizer(Part):
             norms = self._finite_differences(network, x, y, sampler, training)
         else:
             logits, pullback = backend.vjp(
-                lambda x: widen(network.live(training)(x)), ops.convert_to_tensor(x)
+                lambda x: widen(network.live(training, twice=True)(x)), ops.convert_to_tensor(x)
             )
             pairs = cotangents(self.weighting, logits, y, self.temperature, self.center, sampler)
             norms = [(self._powered_norm(pullback(c)), factor) for c, factor in pairs]

@@ -324,10 +324,10 @@ class RobustClassifier(
         clean = adversarial = None
         layer_losses = []
         if self.defense.needs_clean:
-            clean = self.model(x, training=training)
+            clean = network(x, training)
             layer_losses.append(self.model.losses)  # now: the next call of the model clears them
         if self.defense.needs_adversarial:
-            adversarial = self.model(x_adv, training=training)
+            adversarial = network(x_adv, training)
             layer_losses.append(self.model.losses)
         elif x_adv is not None:
             adversarial = network.frozen()(x_adv)

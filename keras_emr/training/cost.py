@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_emr import backend
 from keras_emr.network import Network
+from keras_emr.substitution import changed
 
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
@@ -44,9 +45,8 @@ def forward_cost(model, image_shape):
 
         return wrapper
 
-    with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers(include_self=False):
-            stack.enter_context(_replaced(layer, "call", watched(layer, layer.call)))
+    layers = model._flatten_layers(include_self=False)
+    with changed([(layer, "call", watched(layer, layer.call)) for layer in layers]):
         _Symbolic(model).compute_output_spec(keras.KerasTensor((1, *image_shape)))
     return Forward(flops, activations)
 
@@ -55,20 +55,6 @@ class _Symbolic(keras.Operation):
     def __init__(self, model):
         super().__init__()
         self.call = model
-
-
-@contextlib.contextmanager
-def _replaced(target, name, value):
-    own = name in vars(target)
-    before = getattr(target, name)
-    object.__setattr__(target, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            object.__setattr__(target, name, before)
-        else:
-            object.__delattr__(target, name)
 
 
 def _layer_flops(layer, x, out):
@@ -151,7 +137,7 @@ def step_passes(classifier, x, y):
         mock.patch.object(backend, "loop", loop),
         mock.patch.object(Network, "live", learning(Network.live)),
         mock.patch.object(Network, "at", learning(Network.at)),
-        _replaced(classifier.model, "call", forward),
+        changed([(classifier.model, "call", forward)]),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:
