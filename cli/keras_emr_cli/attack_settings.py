@@ -70,6 +70,13 @@ ATTACK = [
             "Mode of the network while attacked in training.",
             ("inference", "training"),
         ),
+        S(
+            "attack_precision",
+            "choice",
+            "float32",
+            "Precision of the network while attacked in training.",
+            ("float32", "bfloat16"),
+        ),
     ),
     *grouped(
         "learned maximizer",

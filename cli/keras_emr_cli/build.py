@@ -244,6 +244,7 @@ def classifier(s, data, standard=False, extra=None, referee=None):
         regularizers=[] if standard else regularizers(s),
         eval_attack=referee or PGD(float(s.epsilon), s.norm, steps=s.val_steps),
         attack_mode=s.attack_mode,
+        attack_precision=s.attack_precision,
         maximizer_update=s.maximizer_update,
         averaging=averaging(s, steps),
         weight_perturbation=AWP(s.awp, awp_warmup(s)) if s.awp and attacked else None,

@@ -29,6 +29,7 @@ _COMMANDS = {
     ),
     "predict": ("keras_emr_cli.predict", "Classify image files with a served model."),
     "data": ("keras_emr_cli.data", "What can be trained on: list it, inspect it, prepare it."),
+    "bench": ("keras_emr_cli.bench", "Time training steps here, beside the least possible time."),
     "config": ("keras_emr_cli.config", "Write a config file, or show the merged settings."),
 }
 

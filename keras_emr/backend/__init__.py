@@ -9,12 +9,12 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
-* ``cheaper(twice)``: layers' functions of the same values and cheaper derivatives, by name (``relu``,
-  ``leaky_relu``, ``max_pool``, ``conv``), for results that will be differentiated, or differentiated twice;
+* ``cheaper(twice)``: functions of layers with the same values and cheaper derivatives, by name
+  (``relu``, ``leaky_relu``, ``max_pool``, ``conv``); ``twice``: for second derivatives;
 * ``compiled(fn, variables)``: ``fn``, compiled where the backend does, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;
-* ``devices()``: what this process computes on, for reports;
+* ``devices()``: what this process computes on, for reports; ``accelerated()``: more than a CPU;
 * ``preserve_random_state()``, ``seed_epoch(seed)``, ``random_state()`` and
   ``set_random_state(arrays)``: the backend's hidden random state, if any;
 * ``released()``: a block after which what was compiled within it is dropped;
@@ -36,6 +36,7 @@ if NAME not in _SUPPORTED:
 
 _module = importlib.import_module(f"keras_emr.backend.{NAME}")
 replicas = _module.replicas
+accelerated = _module.accelerated
 value_and_grad = _module.value_and_grad
 gradient = _module.gradient
 update = _module.update
@@ -58,6 +59,7 @@ __all__ = [
     "NAME",
     "SHAPES_COMPILED",
     "StepMixin",
+    "accelerated",
     "cheaper",
     "compiled",
     "devices",

@@ -194,6 +194,11 @@ def devices():
     return [device.device_kind for device in jax.devices()]
 
 
+def accelerated():
+    """Whether there is a GPU or TPU."""
+    return jax.default_backend() != "cpu"
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on JAX."""
 

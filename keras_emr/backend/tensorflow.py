@@ -135,8 +135,8 @@ def loop(n, body, state, unroll=False):
         for i in range(n):
             state = body(i, state)
         return state
-    # A function of its own. Inlined into the loop, pooling gradients miss oneDNN's kernels, for which
-    # TensorFlow looks in an order that a cycle upsets: a tenth of an adversarial step.
+    # A function of its own. Inlined into the loop, pooling gradients miss oneDNN's kernels, which
+    # TensorFlow assigns in an order that a cycle upsets: a tenth of an adversarial step.
     step = tf.function(body, autograph=False, experimental_attributes={"_noinline": True})
     return keras.ops.fori_loop(0, n, step, state)
 
@@ -194,6 +194,11 @@ def devices():
     found = tf.config.list_physical_devices()
     details = [tf.config.experimental.get_device_details(d).get("device_name") for d in found]
     return [name or device.device_type for name, device in zip(details, found, strict=True)]
+
+
+def accelerated():
+    """Whether there is a GPU or TPU."""
+    return any(d.device_type != "CPU" for d in tf.config.list_physical_devices())
 
 
 class StepMixin:

@@ -234,6 +234,11 @@ def devices():
     return ["CPU", *gpus]
 
 
+def accelerated():
+    """Whether there is a GPU."""
+    return torch.cuda.is_available()
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on torch."""
 

@@ -32,6 +32,7 @@ ATTACKS.load_all()
 DEFENSES.load_all()
 
 ATTACK_MODES = ("inference", "training")
+ATTACK_PRECISIONS = ("float32", "bfloat16")
 
 
 @keras.saving.register_keras_serializable("keras_emr")
@@ -90,6 +91,8 @@ class RobustClassifier(
             steps, and step size and restarts if that is PGD.
         attack_mode: ``inference`` (BatchNorm statistics frozen, no dropout) or ``training`` mode
             of the network while it is attacked in training. Evaluation always uses inference.
+        attack_precision: of the network's layers while it is attacked in training: ``float32``, or
+            ``bfloat16`` for speed on hardware that has it. Evaluation always uses float32.
         maximizer_update: ``joint``: one attack serves both updates of a batch; ``alternating``:
             after the classifier's update the batch is attacked anew for phi's (Jiang et al.,
             AISTATS 2021; a second attack per batch); ``frozen``: phi stays as it is.
@@ -116,6 +119,7 @@ class RobustClassifier(
         regularizers=(),
         eval_attack=None,
         attack_mode="inference",
+        attack_precision="float32",
         maximizer_update="joint",
         averaging=None,
         weight_perturbation=None,
@@ -161,6 +165,7 @@ class RobustClassifier(
         for regularizer in self.regularizers:
             regularizer.check(model, defense.needs_adversarial)
         self.attack_mode = one_of("attack_mode", attack_mode, ATTACK_MODES)
+        self.attack_precision = one_of("attack_precision", attack_precision, ATTACK_PRECISIONS)
         self.maximizer_update = one_of("maximizer_update", maximizer_update, MAXIMIZER_UPDATES)
         self.averaging, self._swapped = averaging, False
         self.weight_perturbation = weight_perturbation
@@ -275,7 +280,9 @@ class RobustClassifier(
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def _objective(self, network, attack, x, y, training):
-        logits_fn = network.frozen(training and self.attack_mode == "training")
+        in_training = training and self.attack_mode == "training"
+        compute = self.attack_precision if training else "float32"
+        logits_fn = network.frozen(in_training, compute=compute)
         name = attack.objective or "cross_entropy"
         return Objective(logits_fn, name, x, y, unroll=self.jit_compile)
 

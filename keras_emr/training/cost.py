@@ -18,27 +18,45 @@ _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass of one example.
+    """One forward pass of one example, and what the passes backwards follow from it.
 
     ``flops``: two for each multiply-add of convolutions and dense layers; what else a network does
-    (normalisation, activations, pooling) is left out. ``activations``: numbers that its layers
-    put out.
+    (normalisation, activations, pooling) is left out. ``first_layer``: those of the first layer
+    with a kernel. ``activations``: numbers that its layers put out.
     """
 
     flops: int
     activations: int
+    first_layer: int = 0
+
+    @property
+    def to_input(self):
+        """FLOPs from the logits back to the image: every kernel once, as forwards."""
+        return self.flops
+
+    @property
+    def to_weights(self):
+        """FLOPs of all kernels' gradients, the way back to them not counted."""
+        return self.flops
+
+    @property
+    def step(self):
+        """FLOPs of a training step: forwards, back as far as the first kernel, kernel gradients."""
+        return 3 * self.flops - self.first_layer
 
 
 def forward_cost(model, image_shape):
     """:class:`Forward` of ``model`` for one image (H, W, C), by its layers' shapes."""
-    flops = activations = 0
+    flops = activations = first = 0
 
     def watched(layer, call):
         def wrapper(x, *args, **kwargs):
-            nonlocal flops, activations
+            nonlocal flops, activations, first
             out = call(x, *args, **kwargs)
             if not getattr(layer, "_layers", None):  # of nested layers the inner ones count
-                flops += _layer_flops(layer, x, out)
+                own = _layer_flops(layer, x, out)
+                first = first or own
+                flops += own
                 leaves = [t for t in keras.tree.flatten(out) if hasattr(t, "shape")]
                 activations += sum(int(np.prod(t.shape[1:])) for t in leaves)
             return out
@@ -48,7 +66,7 @@ def forward_cost(model, image_shape):
     layers = model._flatten_layers(include_self=False)
     with changed([(layer, "call", watched(layer, layer.call)) for layer in layers]):
         _Symbolic(model).compute_output_spec(keras.KerasTensor((1, *image_shape)))
-    return Forward(flops, activations)
+    return Forward(flops, activations, first)
 
 
 class _Symbolic(keras.Operation):

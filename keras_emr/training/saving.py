@@ -53,6 +53,7 @@ class Saving:
             "regularizers": [serialize(r) for r in self._given["regularizers"]],
             "eval_attack": serialize(self._given["eval_attack"]),
             "attack_mode": self.attack_mode,
+            "attack_precision": self.attack_precision,
             "maximizer_update": self.maximizer_update,
             "averaging": serialize(self.averaging),
             "weight_perturbation": serialize(self.weight_perturbation),
