@@ -8,6 +8,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
+* ``clip(x, low, high)``: ``x`` within two numbers;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``compiled(fn, variables)``: ``fn``, compiled where the backend does, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
@@ -39,6 +40,7 @@ gradient = _module.gradient
 update = _module.update
 vjp = _module.vjp
 tanh = _module.tanh
+clip = _module.clip
 loop = _module.loop
 mix = _module.mix
 compiled = _module.compiled
@@ -55,6 +57,7 @@ __all__ = [
     "NAME",
     "SHAPES_COMPILED",
     "StepMixin",
+    "clip",
     "compiled",
     "devices",
     "gradient",

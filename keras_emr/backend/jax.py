@@ -59,6 +59,7 @@ def vjp(fn, x):
 
 tanh = keras.ops.tanh
 mix = keras.ops.matmul
+clip = keras.ops.clip
 
 
 def loop(n, body, state, unroll=False):

@@ -128,6 +128,11 @@ def mix(kernel, columns):
     return _Mix.apply(keras.ops.convert_to_tensor(kernel), columns)
 
 
+def clip(x, low, high):
+    """``x`` within two numbers. Keras's own copies them to the device, and waits for it."""
+    return torch.clamp(keras.ops.convert_to_tensor(x), low, high)
+
+
 def loop(n, body, state, unroll=False):
     """Repeat ``state = body(i, state)``."""
     for i in range(n):
