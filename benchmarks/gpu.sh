@@ -69,16 +69,27 @@ fi
 wheels=$(value --wheels "$root/benchmarks/wheels" "$@")
 site=$(mktemp -d "${TMPDIR:-/tmp}/keras-emr-site.XXXXXX")
 trap 'rm -rf "$site"' EXIT
-# Only what is missing: another numpy or ml-dtypes than the one jax was built with may break it.
-"$python" - "$wheels" > "$site/missing" << 'END'
+# Only what is missing or too old: another numpy or ml-dtypes than jax was built with may break it.
+"$python" - "$wheels" "$root/benchmarks/requirements-gpu.txt" > "$site/missing" << 'END'
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
 
+
+def numbers(version):
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+
+
+lines = Path(sys.argv[2]).read_text().splitlines()
+least = dict(line.split(">=") for line in lines if ">=" in line)
 for wheel in sorted(Path(sys.argv[1]).glob("*.whl")):
+    name = wheel.name.split("-")[0].replace("_", "-").lower()
     try:
-        metadata.version(wheel.name.split("-")[0].replace("_", "-"))
+        there = metadata.version(name)
     except metadata.PackageNotFoundError:
+        there = "0"
+    if numbers(there) < numbers(least.get(name, "0.0")):
         print(wheel)
 END
 if [[ -s $site/missing ]]; then
