@@ -5,6 +5,8 @@ Images are (N, ...); a norm has shape (N,).
 
 from keras import ops
 
+from keras_emr.backend import clip
+
 NORMS = ("linf", "l2")
 
 
@@ -50,8 +52,8 @@ def project(adversarial, x, epsilon, kind, box_first=False):
         if len(getattr(epsilon, "shape", ())) == 1:
             epsilon = per_example(epsilon, x)
         # Not `maximum(., 0.0)`: on torch that narrows float64.
-        low, high = ops.clip(x - epsilon, 0.0, 1.0), ops.clip(x + epsilon, 0.0, 1.0)
+        low, high = clip(x - epsilon, 0.0, 1.0), clip(x + epsilon, 0.0, 1.0)
         return ops.minimum(ops.maximum(adversarial, low), high)
     if box_first:
-        return x + shrink(ops.clip(adversarial, 0.0, 1.0) - x, epsilon)
-    return ops.clip(x + shrink(adversarial - x, epsilon), 0.0, 1.0)
+        return x + shrink(clip(adversarial, 0.0, 1.0) - x, epsilon)
+    return clip(x + shrink(adversarial - x, epsilon), 0.0, 1.0)

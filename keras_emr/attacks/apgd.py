@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_emr.attacks import starts
 from keras_emr.attacks.base import Attack
+from keras_emr.backend import clip
 from keras_emr.errors import UserError
 from keras_emr.geometry import norm as norm_of
 from keras_emr.geometry import per_example, project
@@ -136,7 +137,7 @@ class APGD(Attack):
         if self.start in (None, "uniform"):
             noise = drawn[0]
             length = per_example(norm_of(noise, self.norm), noise) + _TINY
-            return ops.clip(x + self.epsilon * noise / length, 0.0, 1.0)
+            return clip(x + self.epsilon * noise / length, 0.0, 1.0)
         image = starts.first_image(self.start, objective, x, drawn, self.epsilon, self.norm)
         return project(image, x, self.epsilon, self.norm)
 

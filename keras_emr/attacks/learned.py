@@ -128,7 +128,8 @@ class LearnedAttack(Attack):
 
         At a tie the derivative of clipping differs by backend; many pixels are exactly 0 or 1.
         """
-        low, high = ops.clip(x - self.epsilon, 0.0, 1.0), ops.clip(x + self.epsilon, 0.0, 1.0)
+        low = backend.clip(x - self.epsilon, 0.0, 1.0)
+        high = backend.clip(x + self.epsilon, 0.0, 1.0)
         clipped = ops.stop_gradient(ops.minimum(ops.maximum(moved, low), high))
         if self.straight_through:
             return clipped + (moved - ops.stop_gradient(moved))

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_emr.backend import clip
 from keras_emr.errors import UserError
 from keras_emr.geometry import ascent, per_example, project
 from keras_emr.geometry import norm as norm_of
@@ -45,11 +46,11 @@ def first_image(kind, objective, x, drawn, epsilon, norm):
     if kind == "gaussian":
         return x + 0.001 * drawn[0]
     if norm == "linf":
-        image = ops.clip(x + epsilon * drawn[0], 0.0, 1.0)
+        image = clip(x + epsilon * drawn[0], 0.0, 1.0)
     else:
         direction, radius = drawn[:2]
         delta = epsilon * direction * per_example(radius / norm_of(direction, "l2"), x)
-        image = ops.clip(x + delta, 0.0, 1.0)
+        image = clip(x + delta, 0.0, 1.0)
     if kind == "odi":
         for _ in range(_ODI_STEPS):
             gradient = objective.output_gradient(image, drawn[-1])

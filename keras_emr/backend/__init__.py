@@ -8,6 +8,7 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
+* ``clip(x, low, high)``: ``x`` within two numbers;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``cheaper(twice)``: functions of layers with the same values and cheaper derivatives, by name
   (``relu``, ``leaky_relu``, ``max_pool``, ``conv``); ``twice``: for second derivatives;
@@ -42,6 +43,7 @@ gradient = _module.gradient
 update = _module.update
 vjp = _module.vjp
 tanh = _module.tanh
+clip = _module.clip
 loop = _module.loop
 mix = _module.mix
 cheaper = _module.cheaper
@@ -61,6 +63,7 @@ __all__ = [
     "StepMixin",
     "accelerated",
     "cheaper",
+    "clip",
     "compiled",
     "devices",
     "gradient",

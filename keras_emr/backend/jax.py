@@ -60,6 +60,7 @@ def vjp(fn, x):
 
 tanh = keras.ops.tanh
 mix = keras.ops.matmul
+clip = keras.ops.clip
 
 
 def _max_pool(x, size):

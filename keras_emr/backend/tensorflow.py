@@ -80,6 +80,7 @@ def vjp(fn, x):
 
 tanh = keras.ops.tanh
 mix = keras.ops.matmul
+clip = keras.ops.clip
 
 
 # What follows is written with its gradient, for a second derivative that ends there: TensorFlow's

@@ -174,6 +174,11 @@ def cheaper(twice):
     return {"relu": _relu, "leaky_relu": _Relu.apply, "max_pool": _max_pool} if twice else {}
 
 
+def clip(x, low, high):
+    """``x`` within two numbers. Keras's own copies them to the device, and waits for it."""
+    return torch.clamp(keras.ops.convert_to_tensor(x), low, high)
+
+
 def loop(n, body, state, unroll=False):
     """Repeat ``state = body(i, state)``."""
     for i in range(n):
@@ -207,21 +212,36 @@ def seed_epoch(seed):
 
 
 def random_state():
-    """torch's global streams, as NumPy arrays by device."""
+    """torch's global streams as NumPy arrays: ``{device}``, of process i > 0 ``{device}@{i}``.
+
+    All processes call this together.
+    """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return {name: state.numpy() for name, state in states.items()}
+    every = replicas.of_all({name: state.numpy() for name, state in states.items()})
+    return {
+        f"{name}@{i}" if i else name: state
+        for i, found in enumerate(every)
+        for name, state in found.items()
+    }
 
 
 def set_random_state(arrays):
-    """Set the streams to what :func:`random_state` gave; of devices that are not here: none."""
+    """Set this process's streams to what :func:`random_state` gave.
+
+    What is of a device that is not here is left out. A process that was not there before keeps the
+    streams that :func:`seed_epoch` gave it.
+    """
     for name, state in arrays.items():
+        device, _, process = name.partition("@")
+        if int(process or 0) != replicas.rank():
+            continue
         state = torch.from_numpy(state.copy())
-        if name == "cpu":
+        if device == "cpu":
             torch.set_rng_state(state)
-        elif int(name.removeprefix("cuda")) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+        elif int(device.removeprefix("cuda")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(device.removeprefix("cuda")))
 
 
 def released():

@@ -8,6 +8,7 @@ from keras import ops
 from keras_emr import distribution, losses
 from keras_emr.attacks import boundary_search
 from keras_emr.attacks.pgd import PGD
+from keras_emr.backend import clip
 from keras_emr.errors import UserError
 from keras_emr.sampling import StreamSampler
 
@@ -142,7 +143,7 @@ class Companions:
     @staticmethod
     def perturbed(x, perturbation):
         """The images that are trained on; differentiable in ``perturbation``."""
-        return ops.clip(ops.cast(x, keras.config.floatx()) + perturbation, 0.0, 1.0)
+        return clip(ops.cast(x, keras.config.floatx()) + perturbation, 0.0, 1.0)
 
     def persist(self, perturbation, gradient):
         """Let the perturbation ascend, and keep it."""

@@ -21,9 +21,13 @@ NO_BATCH_NORM = [name for name in CASES if name != "batch-norm"]
 
 
 def start(backend, out, names, *words, **more):
+    return start_module(backend, "cases", str(out), ",".join(names), *words, **more)
+
+
+def start_module(backend, module, *words, **more):
     threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.distribution.cases", str(out), ",".join(names), *words],
+        [sys.executable, "-m", f"tests.distribution.{module}", *words],
         env=environment(
             backend,
             JAX_ENABLE_X64="0",
@@ -96,6 +100,18 @@ def test_four_devices_on_jax(tmp_path):
 
 def test_two_processes_on_torch(tmp_path):
     both(tmp_path, "torch", ["trades-emr", "rnn-trades"], join(2))
+
+
+@pytest.mark.slow
+def test_a_resumed_epoch_has_every_processs_own_dropout(tmp_path):
+    """torch's stream of each process is in process 0's checkpoint: resumed = uninterrupted."""
+    out = tmp_path / "out.json"
+    finish(
+        *(start_module("torch", "resumed", str(out), str(tmp_path), *words) for words in join(2))
+    )
+    found = json.loads(out.read_text())
+    assert found["where"] == "epoch 2, step 3"
+    assert found["resumed"] == found["whole"]
 
 
 @pytest.mark.slow

@@ -16,9 +16,8 @@ BACKENDS = ("tensorflow", "jax", "torch")
 SHAPES = [(3, 3, 1, 6), (6,), (6,), (6,), (6,), (6,), (3, 3, 6, 8), (8,), (32, 5), (5,)]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parity")
+def write_given(path):
+    """Weights, images and noise, the same for every backend."""
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=shape) * 0.4 for shape in SHAPES]
     weights[2] += 1.0  # BatchNorm gamma
@@ -34,7 +33,13 @@ def results(tmp_path_factory):
         "normal": rng.normal(size=x.shape).astype("float32"),
         "phi": (0.5 * rng.normal(size=500)).astype("float32"),
     }
-    np.savez(folder / "given.npz", **given)
+    np.savez(path, **given)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    write_given(folder / "given.npz")
     found = {}
     for backend in BACKENDS:
         target = folder / f"{backend}.npz"
@@ -48,6 +53,7 @@ def results(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-3000:]
         found[backend] = dict(np.load(target))
         assert str(found[backend].pop("backend")) == backend
+        assert str(found[backend].pop("device")) == "cpu"
     return found
 
 

@@ -125,6 +125,11 @@ def learned(given, name):
     return FixedLearned(EPSILON, maximizer=maximizer, steps=4, **options)
 
 
+def on_cpu(value):
+    where = value.devices() if backend.NAME == "jax" else value.device
+    return "cpu" in str(where).lower()
+
+
 def main(source, target):
     given = dict(np.load(source))
     FixedAttack.given = FixedLearned.given = given
@@ -217,6 +222,7 @@ def main(source, target):
         for i, weight in enumerate(robust.model.weights):
             keep(f"extras/{i}", weight.value)
     keep("backend", np.array(backend.NAME))
+    keep("device", np.array("cpu" if on_cpu(robust.model.weights[0].value) else "gpu"))
     np.savez(target, **out)
 
 

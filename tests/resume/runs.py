@@ -1,6 +1,7 @@
 """What the tests of this folder train: tiny, with everything that has a state switched on."""
 
 import json
+import signal
 from pathlib import Path
 
 import keras
@@ -62,6 +63,18 @@ def train(robust, folder, n=72, epochs=2, batch_size=4, **options):
     return ke.train(
         robust, data(n), folder, epochs=epochs, batch_size=batch_size, **{**given, **options}
     )
+
+
+class StopAt:
+    """Asks training to stop the k-th time that it looks."""
+
+    def __init__(self, k):
+        self.left = k
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left <= 0 else None
 
 
 def history(folder):

@@ -1,7 +1,6 @@
 """A run that is stopped again and again ends as one that never was, to the last bit."""
 
 import json
-import signal
 
 import keras
 import numpy as np
@@ -12,18 +11,6 @@ from keras_emr.training import snapshot
 from keras_emr.training.callbacks import Interrupted
 from tests.builders import assert_same_arrays, newest_checkpoint
 from tests.resume import runs
-
-
-class StopAt:
-    """Asks training to stop the k-th time that it looks."""
-
-    def __init__(self, k):
-        self.left = k
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left <= 0 else None
 
 
 def scramble(robust):
@@ -61,7 +48,7 @@ def test_stopped_at_every_kind_of_moment(whole, tmp_path):
     snapshot.restore(robust, began)
     for i, (k, where) in enumerate(MOMENTS):
         with pytest.raises(Interrupted) as stopped:
-            runs.train(robust, tmp_path, stop=StopAt(k), resume=True)
+            runs.train(robust, tmp_path, stop=runs.StopAt(k), resume=True)
         assert stopped.value.where == where, i
         assert not list(tmp_path.rglob("*part*"))
         scramble(robust)
@@ -101,7 +88,7 @@ class Numbers(keras.callbacks.Callback):
 def test_callbacks_see_the_true_numbers_of_batches_and_times_add_up(whole, tmp_path):
     _, robust, began = whole
     told = []
-    for stop, resume in ((None, False), (StopAt(6), False), (None, True)):
+    for stop, resume in ((None, False), (runs.StopAt(6), False), (None, True)):
         if not resume:
             snapshot.restore(robust, began)
         numbers = Numbers()
