@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
-# Passes in training mode that settle the BatchNorm statistics of a network that was never trained.
-SETTLING = 20
+# Steps of Adam, until the loss is half of chance. The loss of a fresh network hardly depends on the
+# attack: it would say nothing about the work that the attack has done.
+HEAD_START = (20, 300)
 # Layers with weights. BatchNormalization: scale, offset, mean, variance; the others: kernel, bias.
 _KINDS = ("Conv2D", "BatchNormalization", "Dense")
 
@@ -108,14 +109,15 @@ def prepare(options, folder):
     import keras_emr as ke
 
     keras.utils.set_random_seed(0)
-    x, y, classes = _batches(options)
+    draw, classes = _source(options)
+    count, size = options["batches"], options["batch_size"]
+    drawn = [draw(size) for _ in range(count)]
+    x, y = (np.stack(part) for part in zip(*drawn, strict=True))
     model = ke.make_model(options["model"], x.shape[2:], classes)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
-    for i in range(SETTLING):
-        model(x[i % len(x)], training=True)
-    _spread(model, x[0])
+    _head_start(model, lambda: draw(max(size, 16)), np.log(classes) / 2)
     logits = model(x[0][:8], training=False).numpy()
     model.save(folder / "model.keras")
     maximizer = {}
@@ -127,34 +129,44 @@ def prepare(options, folder):
     return {"shape": x.shape[2:], "classes": classes}
 
 
-def _batches(options):
-    """Images (batches, N, H, W, C), labels (batches, N), number of classes."""
-    count, size = options["batches"], options["batch_size"]
-    if options["data"] is None:
-        rng = np.random.default_rng(0)
-        x = rng.uniform(size=(count * size, *options["image"])).astype("float32")
-        y, classes = rng.integers(0, 10, count * size), 10
-    else:
-        from keras_emr.data import load
+def _head_start(model, draw, enough):
+    import keras
 
-        data = load(options["data"])
-        index = np.arange(count * size) % len(data.x_train)
-        x, y, classes = data.x_train[index], data.y_train[index], data.classes
-    return x.reshape(count, size, *x.shape[1:]), y.reshape(count, size).astype("int64"), classes
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), entropy)
+    least, most = HEAD_START
+    for i in range(most):
+        if model.train_on_batch(*draw()) < enough and i >= least:
+            break
 
 
-def _spread(model, x):
-    """Give the last layer weights under which the logits of ``x`` have variance one.
+def _source(options):
+    """The function from a number to so many more images and labels, and the number of classes.
 
-    A last layer of zeros, or of the usual size before training, has no gradient worth an attack:
-    the loss would say nothing about the work that the attack has done.
+    Random images are noise around a pattern of their class, faint enough for the attack.
     """
-    last = model.layers[-1]
-    kernel, bias = last.get_weights()
-    kernel = np.random.default_rng(0).normal(size=kernel.shape)
-    last.set_weights([kernel, np.zeros_like(bias)])
-    size = np.std(model(x, training=False).numpy())
-    last.set_weights([kernel / size, np.zeros_like(bias)])
+    if options["data"] is None:
+        rng, classes, shape = np.random.default_rng(0), 10, tuple(options["image"])
+        contrast = min(4 * options["epsilon"], 0.25)
+        patterns = rng.uniform(-contrast, contrast, (classes, *shape))
+
+        def draw(n):
+            y = rng.integers(0, classes, n)
+            noise = rng.uniform(contrast - 0.5, 0.5 - contrast, (n, *shape))
+            return (0.5 + patterns[y] + noise).astype("float32"), y
+
+        return draw, classes
+    from keras_emr.data import load
+
+    data, taken = load(options["data"]), 0
+
+    def draw(n):
+        nonlocal taken
+        index = np.arange(taken, taken + n) % len(data.x_train)
+        taken += n
+        return data.x_train[index], data.y_train[index].astype("int64")
+
+    return draw, data.classes
 
 
 def keras_weights(model):

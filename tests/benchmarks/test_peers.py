@@ -15,8 +15,8 @@ import pytest
 from peers_options import parse
 
 SCRIPT = Path(peers.__file__)
-SMALL = ("--image", "16x16x1", "--batch-size", "8", "--batches", "12", "--steps", "2")
-SMALL += ("--epsilon", "0.05", "--device", "cpu", "--threads", "1", "--turn", "0.01")
+SMALL = ("--image", "16x16x1", "--batch-size", "8", "--batches", "24", "--steps", "2")
+SMALL += ("--epsilon", "0.1", "--device", "cpu", "--threads", "1", "--turn", "0.01")
 
 
 def run(tmp_path, *arguments):
@@ -40,7 +40,7 @@ def test_small_run(tmp_path):
         rows = told["check"][job]
         ours, peer = rows["tensorflow"], rows["pytorch"]
         assert peer["loss"] == pytest.approx(ours["loss"], rel=0.03) and ours["loss"] > 2
-        assert len(ours["losses"]) == 12 and np.mean(ours["losses"]) == pytest.approx(ours["loss"])
+        assert len(ours["losses"]) == 24 and np.mean(ours["losses"]) == pytest.approx(ours["loss"])
         assert ours["agrees"] and peer["agrees"]
         times = told["times"][job]
         for name in ("tensorflow", "pytorch"):
@@ -50,8 +50,8 @@ def test_small_run(tmp_path):
             assert math.isfinite(times[name]["last_loss"])
         assert times["tensorflow"]["steps"] == times["pytorch"]["steps"]
     penalties = [told["check"]["at-emr"][name]["penalty"] for name in ("tensorflow", "pytorch")]
-    assert penalties[1] == pytest.approx(penalties[0], rel=0.03) and penalties[0] > 1e-3
-    assert told["options"]["shape"] == [16, 16, 1] and told["options"]["step_size"] == 0.0625
+    assert penalties[1] == pytest.approx(penalties[0], rel=0.09) and penalties[0] > 1e-3
+    assert told["options"]["shape"] == [16, 16, 1] and told["options"]["step_size"] == 0.125
     assert {"keras", "tensorflow", "torch", "keras-emr", "python"} <= set(
         told["hardware"]["versions"]
     )
@@ -131,7 +131,8 @@ def checked(monkeypatch, job, answers):
     [
         ({"loss": 2.05, "penalty": None}, True),
         ({"loss": 2.07, "penalty": None}, False),
-        ({"loss": 2.0, "penalty": 1.05}, False),
+        ({"loss": 2.0, "penalty": 1.08}, True),
+        ({"loss": 2.0, "penalty": 1.1}, False),
         ({"loss": float("nan"), "penalty": 1.0}, False),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_twin_has_the_logits_of_keras(name, shape):
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0  # as in the benchmark
-    for training in (True, False):  # inference sees the statistics that training left
+    for training in (False, True):  # PyTorch then keeps the unbiased variance, Keras the other
         wanted = keras.ops.convert_to_numpy(model(x, training=training))
         with torch.no_grad():
             found = twin.train(training)(nchw(x)).numpy()
