@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 FEWEST_ROUNDS = 5
 WIDEST_SPREAD = 0.1
 
@@ -64,8 +66,8 @@ def markdown(result):
         if "why" in row:
             return ""
         mark = "" if row["agrees"] else " (other work)" if row["excused"] else " **differs**"
-        penalty = "" if row["penalty"] is None else f", EMR {row['penalty']:.4g}"
-        return f"{row['loss']:.4f}{penalty}{mark}"
+        penalty = f", EMR {np.mean(row['penalties']):.4g}" if row["penalties"] else ""
+        return f"{np.mean(row['losses']):.4f}{penalty}{mark}"
 
     parts = [
         head,

@@ -39,8 +39,9 @@ def test_small_run(tmp_path):
     for job in jobs:
         rows = told["check"][job]
         ours, peer = rows["tensorflow"], rows["pytorch"]
-        assert peer["loss"] == pytest.approx(ours["loss"], rel=0.03) and ours["loss"] > 2
-        assert len(ours["losses"]) == 24 and np.mean(ours["losses"]) == pytest.approx(ours["loss"])
+        assert len(ours["losses"]) == len(peer["losses"]) == 24
+        assert np.mean(peer["losses"]) == pytest.approx(np.mean(ours["losses"]), rel=0.15)
+        assert np.mean(ours["losses"]) > 4  # of chance 2.3: the attack shows
         assert ours["agrees"] and peer["agrees"]
         times = told["times"][job]
         for name in ("tensorflow", "pytorch"):
@@ -49,8 +50,8 @@ def test_small_run(tmp_path):
             assert times[name]["median"] == pytest.approx(np.median(seconds))
             assert math.isfinite(times[name]["last_loss"])
         assert times["tensorflow"]["steps"] == times["pytorch"]["steps"]
-    penalties = [told["check"]["at-emr"][name]["penalty"] for name in ("tensorflow", "pytorch")]
-    assert penalties[1] == pytest.approx(penalties[0], rel=0.09) and penalties[0] > 1e-3
+    ours, peer = (told["check"]["at-emr"][name]["penalties"] for name in ("tensorflow", "pytorch"))
+    assert np.mean(peer) == pytest.approx(np.mean(ours), rel=0.15) and np.mean(ours) > 1
     assert told["options"]["shape"] == [16, 16, 1] and told["options"]["step_size"] == 0.125
     assert {"keras", "tensorflow", "torch", "keras-emr", "python"} <= set(
         told["hardware"]["versions"]
@@ -115,36 +116,37 @@ def test_options_left_open():
     assert (wide["batch_size"], wide["epsilon"], tuple(wide["image"])) == (2, 0.1, (32, 32, 3))
 
 
+STEADY = {"losses": [2.0, 2.2, 1.8, 2.0], "penalties": [1.0, 1.0, 1.0, 1.0]}
+
+
 def checked(monkeypatch, job, answers):
-    answers = {"tensorflow": {"loss": 2.0, "penalty": 1.0}, **answers}
-    rows = {
-        name: row if "error" in row else {"losses": [row["loss"]], "first_seconds": 0.0, **row}
-        for name, row in answers.items()
-    }
+    rows = {"tensorflow": STEADY, **answers}
+    rows = {name: {"penalties": None, "first_seconds": 0.0, **row} for name, row in rows.items()}
     monkeypatch.setattr(parties, "ask", lambda process, request: rows[process])
     options = {"tolerance": 0.03, "device": "cpu"}
-    return peers.check(job, {name: name for name in answers}, options)
+    return peers.check(job, {name: name for name in rows}, options)
 
 
 @pytest.mark.parametrize(
     "other, agrees",
     [
-        ({"loss": 2.05, "penalty": None}, True),
-        ({"loss": 2.07, "penalty": None}, False),
-        ({"loss": 2.0, "penalty": 1.08}, True),
-        ({"loss": 2.0, "penalty": 1.1}, False),
-        ({"loss": float("nan"), "penalty": 1.0}, False),
+        ({"losses": [2.05, 2.25, 1.85, 2.05]}, True),  # 2.5 % apart
+        ({"losses": [2.07, 2.27, 1.87, 2.07]}, False),
+        ({"losses": [2.4, 2.2, 1.8, 2.1]}, True),  # 6 % apart, standard error 5 %
+        ({"losses": [4.0, 2.2, 1.8, 2.0]}, False),  # 25 % apart, as much as the error
+        (STEADY | {"penalties": [1.05, 1.05, 1.05, 1.05]}, False),
+        ({"losses": [2.0, 2.2, 1.8, float("nan")]}, False),
     ],
 )
 def test_check(monkeypatch, other, agrees):
     rows = checked(monkeypatch, "at", {"pytorch": other})
-    assert rows["pytorch"]["agrees"] == agrees
+    assert rows["tensorflow"]["agrees"] and rows["pytorch"]["agrees"] == agrees
     assert peers_tables.disagreements({"at": rows}) == ([] if agrees else [("at", "pytorch")])
 
 
 def test_check_excuses_work_that_is_known_to_differ(monkeypatch):
     for job, wrong in (("trades", []), ("at", [("at", "art")])):
-        rows = checked(monkeypatch, job, {"art": {"loss": 1.0, "penalty": None}})
+        rows = checked(monkeypatch, job, {"art": {"losses": [1.0] * 4}})
         assert not rows["art"]["agrees"] and peers_tables.disagreements({job: rows}) == wrong
 
 

@@ -23,7 +23,7 @@ def pair(name, shape, classes=10):
     rng = np.random.default_rng(0)
     for layer in model.layers:
         scale = 0.1 if isinstance(layer, keras.layers.BatchNormalization) else 0.02
-        moved = [w + scale * rng.uniform(size=w.shape) for w in layer.get_weights()]
+        moved = [w + scale * rng.uniform(-1, 1, w.shape) for w in layer.get_weights()]
         layer.set_weights(moved)
     weights = {**keras_weights(model), "x": rng.uniform(size=(4, *shape)).astype("float32")}
     return model, take_weights(make_network(name, shape, classes), weights), weights["x"]
