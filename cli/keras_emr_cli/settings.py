@@ -156,7 +156,7 @@ def grouped(name: str, *settings: Setting) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Merged:
-    """Values and where each came from: ``flag``, ``environment``, ``config``, ``preset``, ``default``."""
+    """Values, and where each came from: flag, environment, config, preset or default."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -39,9 +39,9 @@ class LearnedAttack(Attack):
         bptt_horizon: truncate the chain of gradients every so many steps; ``None``: never.
         latent: accumulate the steps before projection: ``z_{t+1} = z_t + s m_phi``,
             ``x'_t = Pi(z_t)``.
-        learn_share: share of a batch, in (0, 1], whose images ``phi`` learns from; all are attacked.
-            The mean ``L(phi)`` is then that over these images, the first ones: an estimate of the
-            same, at a lower price. Its few hundred weights serve every pixel of every image.
+        learn_share: share of a batch, in (0, 1], that ``phi`` learns from; all of it is attacked.
+            ``L(phi)`` is then the mean over these images, the first ones: an estimate of the same,
+            at a lower price. The few hundred weights serve every pixel of every image.
         straight_through: let gradients of ``phi`` pass the projection unchanged, instead of
             stopping them where a pixel was clipped.
 
