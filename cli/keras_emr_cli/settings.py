@@ -253,10 +253,12 @@ def merge(
             raw, origin, where = setting.default, "default", setting.flag
         values[name] = setting.parse(raw, where)
         origins[name] = origin
+    chosen = (presets or {}).get(values.get("preset"), {})
     for setting in table:
-        chosen = (presets or {}).get(values.get("preset"), {})
-        if setting.name in chosen and origins[setting.name] == "default":
-            values[setting.name] = setting.parse(chosen[setting.name], setting.flag)
+        value = chosen.get(setting.name)
+        value = value(values) if callable(value) else value
+        if value is not None and origins[setting.name] == "default":
+            values[setting.name] = setting.parse(value, setting.flag)
             origins[setting.name] = "preset"
     return Merged(values, origins)
 
