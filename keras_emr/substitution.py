@@ -18,10 +18,10 @@ def changed(changes):
     before = []
     try:
         for target, name, value in changes:
-            own = name in vars(target)
-            before.append((target, name, own, getattr(target, name)))
+            kept = target, name, name in vars(target), getattr(target, name)
             # Past Keras's and torch's bookkeeping, which would track or refuse what is set.
             object.__setattr__(target, name, value)
+            before.append(kept)
         yield
     finally:
         for target, name, own, value in reversed(before):
@@ -68,12 +68,21 @@ def _rectified(layer, parts):
         return []
     kind, slope = type(layer), getattr(layer, "negative_slope", None)
     if kind is keras.layers.ReLU and layer.max_value is None and not (slope or layer.threshold):
-        return [(layer, "call", parts["relu"])]
+        return [(layer, "call", lambda inputs: parts["relu"](inputs))]
     if kind is keras.layers.LeakyReLU:
-        return [(layer, "call", lambda x: parts["leaky_relu"](x, slope))]
-    if getattr(layer, "activation", None) is keras.activations.relu:
-        return [(layer, "activation", parts["relu"])]
+        return [(layer, "call", lambda inputs: parts["leaky_relu"](inputs, slope))]
+    if vars(layer).get("activation") is keras.activations.relu:  # a property cannot be set
+        return [(layer, "activation", _relu(parts["relu"]))]
     return []
+
+
+def _relu(plain):
+    """``keras.activations.relu``, ``plain`` where no option is given."""
+
+    def relu(x, *args, **options):
+        return keras.activations.relu(x, *args, **options) if args or options else plain(x)
+
+    return relu
 
 
 def _pooled(layer, parts):
@@ -83,7 +92,7 @@ def _pooled(layer, parts):
     size, strides = tuple(layer.pool_size), tuple(layer.strides)
     if size != strides or layer.padding != "valid" or layer.data_format != "channels_last":
         return []
-    return [(layer, "call", lambda x: parts["max_pool"](x, size))]
+    return [(layer, "call", lambda inputs: parts["max_pool"](inputs, size))]
 
 
 def _convolved(layer, parts):

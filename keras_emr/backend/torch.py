@@ -130,9 +130,11 @@ def mix(kernel, columns):
 
 class _Relu(torch.autograd.Function):
     # With its gradient written out, for a second derivative that ends there: torch's own goes on
-    # from a gradient to what the function was applied to, with zeros. So for those below.
+    # from a gradient to what the function was applied to, with zeros. So for those below. What no
+    # gradient comes from passes none on: torch would make it zeros, and send them to the image.
     @staticmethod
     def forward(ctx, x, slope):
+        ctx.set_materialize_grads(False)
         y = torch.nn.functional.leaky_relu(x, slope) if slope else torch.relu(x)
         ctx.slope = slope
         ctx.save_for_backward(y)  # of the same sign as x
@@ -140,6 +142,8 @@ class _Relu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
+        if dy is None:
+            return None, None
         y = ctx.saved_tensors[0].detach()
         if not ctx.slope:
             return torch.ops.aten.threshold_backward(dy, y, 0), None
@@ -149,6 +153,7 @@ class _Relu(torch.autograd.Function):
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, size):
+        ctx.set_materialize_grads(False)
         y, places = torch.ops.aten.max_pool2d_with_indices(x, size, size)
         ctx.size = size
         ctx.save_for_backward(x, places)
@@ -156,6 +161,8 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
+        if dy is None:
+            return None, None
         x, places = ctx.saved_tensors
         back = torch.ops.aten.max_pool2d_with_indices_backward
         return back(dy, x.detach(), ctx.size, ctx.size, [0, 0], [1, 1], False, places), None

@@ -1,16 +1,19 @@
-"""A ResNet in bfloat16: attack, loss and average in float32, weights that learn."""
+"""A ResNet in bfloat16: attack, loss and average in float32, weights that learn. And the reverse:
+only the attack in bfloat16."""
 
 import keras
 import numpy as np
 import pytest
 
 import keras_emr as ke
+from keras_emr.attacks.base import Objective
 from keras_emr.models.wide_resnet import wide_resnet
 from keras_emr.network import Network
+from keras_emr.substitution import changed
 from keras_emr.training.averaging import EMA
 from keras_emr.training.optimizers import SGD
 from keras_emr.training.weight_perturbation import AWP
-from tests.builders import images
+from tests.builders import images, network
 
 
 @pytest.fixture
@@ -47,3 +50,78 @@ def test_a_small_resnet_learns_in_bfloat16(bfloat16):
     assert seen.dtype == np.float32 and (seen != rounded).mean() > 0.5
     low = keras.ops.convert_to_numpy(keras.ops.cast(model(x), "float32"))
     np.testing.assert_allclose(low, seen, atol=0.05 * np.abs(seen).max())
+
+
+def watched(model, seen):
+    """Note the precision of every pass of ``model``: (training, that of its layers)."""
+    call = type(model).call
+
+    def noting(x, training=None, **options):
+        seen.append((training, {layer.compute_dtype for layer in model.layers}))
+        return call(model, x, training=training, **options)
+
+    return changed([(model, "call", noting)])
+
+
+def classifier(**options):
+    attack = ke.PGD(0.1, steps=2)
+    robust = ke.RobustClassifier(network(), "at", attack, attack_precision="bfloat16", **options)
+    robust.compile(keras.optimizers.SGD(0.1))
+    return robust
+
+
+def test_signs_of_a_gradient_in_bfloat16_are_mostly_those_in_float32():
+    x, y = (keras.ops.convert_to_tensor(a) for a in images(24))
+    found = {}
+    for compute in ("float32", "bfloat16"):
+        logits = Network(network()).frozen(compute=compute)
+        value, gradient = Objective(logits, "cross_entropy", x, y).value_and_gradient(x)
+        assert [keras.backend.standardize_dtype(t.dtype) for t in (value, gradient)] == 2 * [
+            "float32"
+        ]
+        found[compute] = keras.ops.convert_to_numpy(gradient)
+    wide, low = found["float32"], found["bfloat16"]
+    share = (np.sign(wide) == np.sign(low)).mean()
+    assert 0.95 < share and (wide != low).mean() > 0.5, share
+    assert np.corrcoef(low.ravel(), wide.ravel())[0, 1] > 0.99
+
+
+def test_only_the_attack_of_a_training_step_is_in_bfloat16():
+    x, y = images(8)
+    seen, robust = [], classifier(regularizers=[ke.EffectiveMarginRegularizer(0.1)])
+    # Eagerly each pass is seen; compiled all at once.
+    robust.compile(keras.optimizers.SGD(0.1), run_eagerly=keras.backend.backend() != "jax")
+    with watched(robust.model, seen):
+        logs = robust.train_on_batch(x, y, return_dict=True)
+        trained, seen[:] = list(seen), []
+        robust.test_on_batch(x, y)
+    assert [kind for kind, of in trained if of == {"bfloat16"}] == 2 * [False]
+    others = [kind for kind, of in trained if of != {"bfloat16"}]
+    assert others.count(True) == 1 and others.count(False) == 2  # clean accuracy, EMR
+    assert all(of == {"float32"} for _, of in trained if of != {"bfloat16"})
+    assert len(seen) >= 4 and all(of == {"float32"} for _, of in seen)  # validation, attack too
+    assert np.isfinite(logs["loss"]) and logs["emr"] > 0
+    weights = [w for w in robust.model.weights if "seed" not in w.name]
+    assert {keras.backend.standardize_dtype(w.dtype) for w in weights} == {"float32"}
+    assert {layer.compute_dtype for layer in robust.model.layers} == {"float32"}
+
+
+def test_a_step_attacked_in_bfloat16_is_nearly_the_same():
+    x, y = images(24)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        robust = classifier()
+        robust.attack_precision = precision
+        losses.append(robust.train_on_batch(x, y, return_dict=True)["loss"])
+    assert 0 < abs(losses[0] - losses[1]) < 0.02 * losses[0], losses
+
+
+def test_the_attacks_precision_is_saved(tmp_path):
+    robust = classifier()
+    robust.save(tmp_path / "robust.keras")
+    assert keras.saving.load_model(tmp_path / "robust.keras").attack_precision == "bfloat16"
+
+
+def test_an_unknown_precision_of_the_attack():
+    with pytest.raises(ke.UserError, match=r"attack_precision.*'float16'.*float32, bfloat16"):
+        ke.RobustClassifier(network(), "at", ke.PGD(0.1), attack_precision="float16")
