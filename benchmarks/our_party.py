@@ -117,27 +117,30 @@ def prepare(options, folder):
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
-    _head_start(model, lambda: draw(max(size, 16)), np.log(classes) / 2)
+    learned = _head_start(model, lambda: draw(max(size, 16)), np.log(classes) / 2)
     logits = model(x[0][:8], training=False).numpy()
     model.save(folder / "model.keras")
     maximizer = {}
     if "at-lstm" in options["jobs"]:
-        learned = robust_classifier(model, "at-lstm", options).maximizer
-        maximizer = {f"maximizer/{i:02d}": w for i, w in enumerate(learned.get_weights())}
+        lstm = robust_classifier(model, "at-lstm", options).maximizer
+        maximizer = {f"maximizer/{i:02d}": w for i, w in enumerate(lstm.get_weights())}
     given = {**keras_weights(model), **maximizer, "x": x, "y": y, "logits": logits}
     np.savez(folder / "given.npz", **given)
-    return {"shape": x.shape[2:], "classes": classes}
+    return {"shape": x.shape[2:], "classes": classes, "head_start": learned}
 
 
 def _head_start(model, draw, enough):
+    """Train a little; the number of steps and the last loss."""
     import keras
 
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), entropy)
     least, most = HEAD_START
     for i in range(most):
-        if model.train_on_batch(*draw()) < enough and i >= least:
+        loss = float(model.train_on_batch(*draw()))
+        if loss < enough and i >= least:
             break
+    return {"steps": i + 1, "loss": loss}
 
 
 def _source(options):

@@ -67,7 +67,9 @@ def markdown(result):
             return ""
         mark = "" if row["agrees"] else " (other work)" if row["excused"] else " **differs**"
         penalty = f", EMR {np.mean(row['penalties']):.4g}" if row["penalties"] else ""
-        return f"{np.mean(row['losses']):.4f}{penalty}{mark}"
+        difference, error = (100 * part for part in row["apart"]["losses"])
+        apart = f" ({difference:+.1f} % +- {error:.1f})" if difference else ""
+        return f"{np.mean(row['losses']):.4f}{apart}{penalty}{mark}"
 
     parts = [
         head,
@@ -78,7 +80,8 @@ def markdown(result):
     if any("to_tensorflow" in row for job in result["times"].values() for row in job.values()):
         parts += ["Times ours on tensorflow, round by round.", _table(["", *jobs], rows(ratio))]
     parts += [
-        f"Outer loss of the same {o['batches']} batches at the initial weights.",
+        f"Outer loss of the same {o['batches']} batches at the initial weights (difference from "
+        "the first party's, its standard error).",
         _table(["", *jobs], rows(loss)),
     ]
     if result["unstable"]:
