@@ -21,13 +21,12 @@ untargeted APGDs with 5 starts each, DeepFool, and Square 5 times, which alone t
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import parties
 
 SPEED = ("pgd-40", "apgd-100", "square-1000")
 SUITES = ("autoattack", "autoattack-100", "autoattack-no-square")
@@ -265,16 +264,14 @@ class Foolbox(Peer):
 # ---------------------------------------------------------------- one process per party
 
 
-def serve(options):
-    """Do the jobs that arrive as lines on stdin; answer with lines on stdout."""
+def ready(options):
+    """What the party says first, its logits, and how it does the jobs that arrive."""
     kinds = {"torchattacks": Torchattacks, "art": Art, "foolbox": Foolbox}
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries chat
     party = kinds.get(options.serve, Ours)(options)
     given = np.load(options.arrays)
     x, y = given["x"], given["y"]
-    print(json.dumps(party.logits(x[:20]).astype(float).tolist()), file=out, flush=True)
-    for line in sys.stdin:
-        job = line.strip()
+
+    def do(job):
         began = time.perf_counter()
         try:
             if job in DISTANCE:
@@ -286,27 +283,9 @@ def serve(options):
             told["seconds"] = time.perf_counter() - began
         except KeyError:
             told = None  # the library has no such attack
-        print(json.dumps(told), file=out, flush=True)
+        return told
 
-
-def start(name, arguments):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "torch"}
-    if name in ("tensorflow", "jax", "torch"):
-        environment["KERAS_BACKEND"] = name
-    return subprocess.Popen(
-        [sys.executable, __file__, *arguments, "--serve", name],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def ask(process, job=None):
-    if job:
-        process.stdin.write(job + "\n")
-        process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"a party ended while doing {job!r}")
-    return json.loads(line)
+    return party.logits(x[:20]).astype(float).tolist(), do
 
 
 def main():
@@ -330,7 +309,7 @@ def main():
     parser.add_argument("--classes", type=int)
     options = parser.parse_args()
     if options.serve:
-        return serve(options)
+        return parties.serve(lambda: ready(options))
     run(options)
 
 
@@ -348,8 +327,10 @@ def run(options):
         np.savez(arrays, x=x, y=y)
         arguments = [*sys.argv[1:], "--arrays", arrays, "--shape", *shape]
         arguments += ["--classes", str(data.classes)]
-        parties = {name: start(name, arguments) for name in names}
-        logits = {name: np.array(ask(process)) for name, process in parties.items()}
+        processes = {
+            name: parties.start([__file__, *arguments, "--serve", name], name) for name in names
+        }
+        logits = {name: np.array(parties.ask(process)) for name, process in processes.items()}
         for name in names[1:]:
             apart = np.abs(logits[name] - logits[names[0]]).max()
             assert apart < 1e-3 * np.abs(logits[names[0]]).max(), f"{name}: logits {apart} apart"
@@ -357,14 +338,12 @@ def run(options):
         for job, answers in found.items():
             rounds = 1 if job in (*SUITES, *DISTANCE) else options.rounds + 1
             for turn in range(rounds):
-                for name, process in parties.items():
+                for name, process in processes.items():
                     if turn == 0 or answers[name][0] is not None:
-                        answers[name].append(ask(process, job))
+                        answers[name].append(parties.ask(process, job))
                         print(f"{job} {name}: {answers[name][-1]}", file=sys.stderr, flush=True)
             report(job, answers, len(x), min(options.n_distance, len(x)))
-        for process in parties.values():
-            process.stdin.close()
-            process.wait()
+        parties.stop(processes.values())
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
 

@@ -37,7 +37,9 @@ def train(defense, cell, data, options, seed):
     keras.utils.set_random_seed(seed)
     model = ke.small_cnn(data.image_shape, data.classes)
     epsilon = options.epsilon
-    attack = ke.LearnedAttack.named(cell, epsilon) if cell else ke.PGD(epsilon, steps=STEPS)
+    attack = ke.PGD(epsilon, steps=STEPS)
+    if cell:
+        attack = ke.LearnedAttack.named(cell, epsilon, learn_share=options.learn_share)
     batches = TrainBatches(data.x_train, data.y_train, options.batch_size, seed)
     robust = ke.RobustClassifier(model, defense, attack=attack, seed=seed)
     robust.compile(keras.optimizers.Adam(1e-3))
@@ -78,9 +80,11 @@ def frozen(model, data, options, seed):
     found["apgd"] = final_loss(model, ke.APGD(epsilon, steps=STEPS), data)
     found["line-search"] = final_loss(model, ke.LineSearch(epsilon, steps=STEPS), data)
     for name in options.frozen.split(","):
-        cell, _, preprocessing = name.partition("/")
+        kind, _, share = name.partition("@")
+        cell, _, preprocessing = kind.partition("/")
         maximizer = ke.LearnedMaximizer(cell, preprocessing=preprocessing or "rms", seed=seed)
-        attack = ke.LearnedAttack(epsilon, maximizer=maximizer, steps=STEPS, start=options.start)
+        chosen = {"start": options.start, "learn_share": float(share or options.learn_share)}
+        attack = ke.LearnedAttack(epsilon, maximizer=maximizer, steps=STEPS, **chosen)
         batches = TrainBatches(data.x_train, data.y_train, options.batch_size, seed)
         updates = options.fit_epochs * len(batches)
         rate = keras.optimizers.schedules.CosineDecay(1e-2, updates)
@@ -111,8 +115,9 @@ def main():
     parser.add_argument(
         "--frozen",
         default="lstm,lstm/log_sign,rnn,rnn/log_sign",
-        help="to attack the AT model with: cell[/preprocessing]",
+        help="to attack the AT model with: cell[/preprocessing][@learn share]",
     )
+    parser.add_argument("--learn-share", type=float, default=1.0, help="images phi learns from")
     parser.add_argument("--start", default="uniform", help="of the learned attacks on the AT model")
     parser.add_argument("--json", help="write every number there")
     options = parser.parse_args()

@@ -142,6 +142,15 @@ ATTACK = [
         S("start_noise", "float", 0.001, "Noise of its gaussian start.", low=0),
         S("bptt_horizon", "int", None, "Steps its gradients reach back.", low=1, auto="all"),
         S("straight_through", "bool", False, "Let its gradients pass clipped pixels."),
+        S(
+            "learn_share",
+            "float",
+            1.0,
+            "Share of a batch that it learns from; all of it is attacked.",
+            low=0,
+            high=1,
+            low_open=True,
+        ),
     ),
     *grouped(
         "effective margin regularization",

@@ -98,6 +98,7 @@ def _trained_attack(s, channels):
         maximizer=maximizer,
         start_noise=s.start_noise,
         straight_through=s.straight_through,
+        learn_share=s.learn_share,
         **{key: value for key, value in given.items() if value is not None},
     )
 

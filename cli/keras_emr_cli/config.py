@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from keras_emr.errors import UserError
+from keras_emr_cli.presets import PRESETS
 from keras_emr_cli.settings import merge, options, template
 from keras_emr_cli.train_settings import TRAIN
 
@@ -58,9 +59,9 @@ def space():
 def show(config, as_json, **flags):
     """Print the settings of `train` as they would be used, with the origin of each value.
 
-    Precedence: flag, environment (KERAS_EMR_...), --config FILE, default.
+    Precedence: flag, environment (KERAS_EMR_...), --config FILE, --preset, default.
     """
-    merged = merge(TRAIN, flags, config)
+    merged = merge(TRAIN, flags, config, presets=PRESETS)
     plain = merged.plain()
     if as_json:
         rows = {name: {"value": plain[name], "origin": merged.origins[name]} for name in plain}

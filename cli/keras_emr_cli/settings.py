@@ -156,7 +156,7 @@ def grouped(name: str, *settings: Setting) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Merged:
-    """Values and where each came from: ``flag``, ``environment``, ``config`` or ``default``."""
+    """Values, and where each came from: flag, environment, config, preset or default."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -226,14 +226,16 @@ def merge(
     flags: Mapping[str, Any],
     config: str | None = None,
     environment: Mapping[str, str] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Merged:
-    """Flag over environment over config file over default.
+    """Flag over environment over config file over preset over default.
 
     Args:
         table: the command's settings.
         flags: raw values by name, ``None`` where not given.
         config: path of a YAML file, or ``None``.
         environment: ``os.environ`` unless given.
+        presets: what each value of the setting ``preset`` makes of other settings.
     """
     environment = os.environ if environment is None else environment
     from_file = read_config(config, table) if config else {}
@@ -251,6 +253,13 @@ def merge(
             raw, origin, where = setting.default, "default", setting.flag
         values[name] = setting.parse(raw, where)
         origins[name] = origin
+    chosen = (presets or {}).get(values.get("preset"), {})
+    for setting in table:
+        value = chosen.get(setting.name)
+        value = value(values) if callable(value) else value
+        if value is not None and origins[setting.name] == "default":
+            values[setting.name] = setting.parse(value, setting.flag)
+            origins[setting.name] = "preset"
     return Merged(values, origins)
 
 

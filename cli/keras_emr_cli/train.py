@@ -12,6 +12,7 @@ from keras_emr.errors import UserError
 from keras_emr_cli import distributed
 from keras_emr_cli.distributed import PLACE
 from keras_emr_cli.load_data import load_data, load_extra
+from keras_emr_cli.presets import PRESETS
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.settled import settled
 from keras_emr_cli.train_settings import TRAIN
@@ -97,7 +98,7 @@ def _settings(flags, config, resume, overwrite) -> Merged:
         stored = Path(flags["out"]) / "config.yaml"
         if config is None and stored.exists():
             config = str(stored)
-    settings = merge(TRAIN, flags, config)
+    settings = merge(TRAIN, flags, config, presets=PRESETS)
     if stored is not None and stored.exists():
         before = settled(merge(TRAIN, {}, str(stored), environment={}))
         kept = {n: before.values[n] for n in _OF_THE_RUN if settings.values[n] is None}

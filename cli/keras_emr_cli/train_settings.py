@@ -6,6 +6,7 @@ from keras_emr.models import ACTIVATIONS, MODEL_NAMES, NORMALIZATIONS, check_mod
 from keras_emr.training.intervals import check_interval
 from keras_emr_cli.attack_settings import ATTACK
 from keras_emr_cli.defense_settings import DEFENSE
+from keras_emr_cli.presets import PRESETS
 from keras_emr_cli.reading_settings import reading
 from keras_emr_cli.settings import BACKENDS, SEEDS, grouped
 from keras_emr_cli.settings import Setting as S
@@ -106,6 +107,13 @@ TRAIN = [
     *ATTACK,
     *grouped(
         "optimization",
+        S(
+            "preset",
+            "choice",
+            "none",
+            "Other defaults; fast: fewer attack steps and epochs, a cyclic rate, averaging.",
+            tuple(PRESETS),
+        ),
         S("epochs", "int", 20, "Epochs.", low=1),
         S("batch_size", "int", 64, "Examples per step.", low=1),
         S("optimizer", "choice", "adam", "Optimizer.", ("adam", "sgd")),

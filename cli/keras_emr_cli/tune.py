@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from keras_emr.errors import UserError
+from keras_emr_cli.presets import PRESETS
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.tune_settings import KEYS, TUNE
 
@@ -79,7 +80,7 @@ def _settings(flags, config, resume):
         if stored.exists():
             config = config or str(stored)
             before, space, text = stored_settings(flags["out"])
-    settings = merge(KEYS, flags, config)
+    settings = merge(KEYS, flags, config, presets=PRESETS)
     if before is None or settings.origins["space"] == "flag":
         if settings.space is None:
             raise UserError(

@@ -84,8 +84,9 @@ SEARCH = [
         ),
     ),
 ]
-# Of `train`, without meaning here: trials have --prune-steps, no baseline, no test set.
-UNUSED = ("val_steps", "baseline", "out")
+# Of `train`, without meaning here: trials have --prune-steps, no baseline, no test set; what a
+# preset sets can be given, or searched.
+UNUSED = ("preset", "val_steps", "baseline", "out")
 TUNE = [
     *SEARCH,
     *(setting for setting in TRAIN if setting.name not in UNUSED),

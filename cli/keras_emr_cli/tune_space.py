@@ -21,6 +21,7 @@ _FIXED = {
     "backend": "a process has one backend",
     "baseline": "trials have none",
     "out": "every trial has a folder of its own",
+    "preset": "it stands for values of other options: search those",
     **dict.fromkeys(("tensorboard", "checkpoint_every"), "it changes no result"),
     **dict.fromkeys(("distribute", "devices", *PLACE), "a trial is trained on one device"),
 }

@@ -47,6 +47,14 @@ class Objective:
         targeted.target = target
         return targeted
 
+    def of_rows(self, rows):
+        """This objective for some of the examples, a slice."""
+        part = copy.copy(self)
+        for name in ("shares", "y", "reference", "target"):
+            value = getattr(self, name)
+            setattr(part, name, None if value is None else value[rows])
+        return part
+
     def loss(self, logits):
         """(N, K) logits -> (N,) objective."""
         if self.name == "kl":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
@@ -37,6 +39,9 @@ class LearnedAttack(Attack):
         bptt_horizon: truncate the chain of gradients every so many steps; ``None``: never.
         latent: accumulate the steps before projection: ``z_{t+1} = z_t + s m_phi``,
             ``x'_t = Pi(z_t)``.
+        learn_share: share of a batch, in (0, 1], that ``phi`` learns from; all of it is attacked.
+            ``L(phi)`` is then the mean over these images, the first ones: an estimate of the same,
+            at a lower price. The few hundred weights serve every pixel of every image.
         straight_through: let gradients of ``phi`` pass the projection unchanged, instead of
             stopping them where a pixel was clipped.
 
@@ -58,6 +63,7 @@ class LearnedAttack(Attack):
         bptt_horizon=None,
         latent=False,
         straight_through=False,
+        learn_share=1.0,
         restarts=1,
         objective=None,
     ):
@@ -75,6 +81,9 @@ class LearnedAttack(Attack):
             whole("bptt_horizon", bptt_horizon, 1)
         self.latent = latent
         self.straight_through = straight_through
+        self.learn_share = non_negative("learn_share", learn_share)
+        if not 0 < self.learn_share <= 1:
+            raise UserError(f"learn_share must be in (0, 1]. Received: {learn_share!r}.")
 
     @classmethod
     def named(cls, name, epsilon, maximizer=None, **options):
@@ -140,30 +149,58 @@ class LearnedAttack(Attack):
 
         ``g_t`` is a constant for ``phi``, so ``sum_t w_t <g_t, x'_t(phi)>`` has exactly the
         gradient of ``sum_t w_t l(x'_t(phi))``: the network is never differentiated twice and none
-        of its activations outlives a step.
+        of its activations outlives a step. The last gradient, and the way back through the cells,
+        are those of the first images alone (``learn_share``).
 
         Returns:
-            ``(surrogate, (x_adv, value))``: mean over the examples, scalar; last images
-            (N, H, W, C); the objective (N,) at them.
+            ``(surrogate, (x_adv, value))``: mean over the images that ``phi`` learns from, scalar;
+            last images (N, H, W, C); the objective at the former.
         """
         reads = self.maximizer.reads_gradient
         gradient = objective.gradient(ops.stop_gradient(state[0])) if reads else None
-        state = state[: 1 + self.latent]  # the cells' zeros need no products
+        parts = self._learners(x)
+        learners = objective.of_rows(parts[0])
+        # The cells' zeros need no products.
+        states = [tuple(s[rows] for s in state[: 1 + self.latent]) for rows in parts]
         total = 0.0
         for t, weight in enumerate(self.weights):
             if t and self.bptt_horizon and t % self.bptt_horizon == 0:
-                state = keras.tree.map_structure(ops.stop_gradient, state)
-            before = state[0]
-            state = self._move(x, state, gradient)
-            image = ops.stop_gradient(state[0])
-            if weight > 0 or (reads and t + 1 < self.steps):
-                value, gradient = objective.value_and_gradient(image)
+                states = keras.tree.map_structure(ops.stop_gradient, states)
+            before = states[0][0]
+            states = [
+                self._move(x[rows], state, gradient[rows] if reads else None)
+                for rows, state in zip(parts, states, strict=True)
+            ]
+            if len(states) > 1:
+                states[1] = keras.tree.map_structure(ops.stop_gradient, states[1])
+            image = ops.stop_gradient(states[0][0])
+            last = t + 1 == self.steps
+            if reads and not last:
+                gradient = objective.gradient(_joined(image, states))
+                slope = gradient[parts[0]]
+            elif weight > 0:
+                value, slope = learners.value_and_gradient(image)
             else:
-                value = ops.stop_gradient(objective.value(image))
+                value = ops.stop_gradient(learners.value(image))
             if weight > 0:
-                gain = ops.sum(gradient * state[0])
-                total = total + weight * (gain - self.maximizer.penalty(state[0] - before))
-        return total / ops.cast(ops.shape(x)[0], x.dtype), (image, value)
+                gain = ops.sum(slope * states[0][0])
+                total = total + weight * (gain - self.maximizer.penalty(states[0][0] - before))
+        mean = total / ops.cast(ops.shape(image)[0], x.dtype)
+        return mean, (_joined(image, states), value)
+
+    def _learners(self, x):
+        """Rows of the images that ``phi`` learns from, and of the others if there are any."""
+        if self.learn_share == 1:
+            return [slice(None)]
+        size = x.shape[0]
+        if size is None:
+            size = ops.cast(ops.shape(x)[0], "float32")
+            count = ops.cast(ops.ceil(size * self.learn_share), "int32")
+        else:
+            count = math.ceil(size * self.learn_share)
+            if count == size:
+                return [slice(None)]
+        return [slice(None, count), slice(count, None)]
 
     def meta_gradient(self, objective, x, drawn):
         """Attack a batch and find the direction in which ``phi`` would have attacked it better.
@@ -174,8 +211,8 @@ class LearnedAttack(Attack):
             drawn: random numbers of :meth:`draw`.
 
         Returns:
-            ``(x_adv, value, gradients)``: adversarial images, the objective (N,) at them, and the
-            gradient of ``L(phi)`` with respect to each weight of the maximizer.
+            ``(x_adv, value, gradients)``: adversarial images, the objective at those of them that
+            ``phi`` learns from, and the gradient of ``L(phi)`` by each weight of the maximizer.
         """
         state = self.begin(objective, x, drawn)
         weights = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
@@ -197,6 +234,11 @@ class LearnedAttack(Attack):
         if isinstance(maximizer, dict):
             maximizer = keras.saving.deserialize_keras_object(maximizer)
         return cls(**{**config, "maximizer": maximizer})
+
+
+def _joined(image, states):
+    """The images that ``phi`` learns from, and the others' last ones."""
+    return image if len(states) == 1 else ops.concatenate([image, states[1][0]])
 
 
 def _normalized(rule, steps):

@@ -27,13 +27,16 @@ class Job:
         """``emr``, ``lstm``."""
         return self.name.split("-")[1:]
 
-    def classifier(self, model, epsilon, steps, attack_precision="float32", seed=0):
+    def classifier(
+        self, model, epsilon, steps, attack_precision="float32", learn_share=1.0, seed=0
+    ):
         """A compiled :class:`RobustClassifier` that trains ``model`` so (SGD with momentum)."""
         attack = None
         if self.defense != "standard":
             attack = PGD(epsilon, steps=steps)
             if "lstm" in self.extras:
-                attack = LearnedAttack(epsilon, maximizer="lstm", steps=steps)
+                options = {"steps": steps, "learn_share": learn_share}
+                attack = LearnedAttack(epsilon, maximizer="lstm", **options)
         penalties = [EffectiveMarginRegularizer(0.01)] if "emr" in self.extras else []
         robust = RobustClassifier(
             model,

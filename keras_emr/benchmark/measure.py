@@ -31,6 +31,7 @@ def measure(
     epsilon,
     precision="float32",
     attack_precision="float32",
+    learn_share=1.0,
     rounds=10,
     seed=0,
     progress=None,
@@ -48,6 +49,7 @@ def measure(
         batch_size, steps, epsilon: of every step and its attack.
         precision: a Keras dtype policy, of the outer step.
         attack_precision: ``float32`` or ``bfloat16``, of the attack.
+        learn_share: of a learned maximizer, see :class:`keras_emr.LearnedAttack`.
         rounds: rounds that count, >= 1; two before them do not.
         progress: called with rounds done and all of them.
 
@@ -69,7 +71,9 @@ def measure(
         for name in names:
             model = plain if name == "standard" else make_model()
             model.set_weights(start)
-            robust = Job(name).classifier(model, epsilon, steps, attack_precision, seed)
+            robust = Job(name).classifier(
+                model, epsilon, steps, attack_precision, learn_share, seed
+            )
             timed[name] = _training_step(robust, x, y)
         timed["matrix"] = _matrix_product()
         seconds = in_turns(list(timed.values()), rounds, warm_up=2, progress=progress)
