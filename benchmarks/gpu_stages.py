@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -100,9 +99,6 @@ def tests(stage):
 
 
 def bench(stage):
-    rate = stage.out / "matrix-rate.json"
-    command = [sys.executable, __file__, "--matrix-rate", str(rate)]
-    stage.run("matrix rate", command, KERAS_BACKEND="jax")
     models = ("small-cnn", "resnet18", "wide-resnet-34-10")
     precisions = [("float32", "float32"), ("mixed_bfloat16", "bfloat16")]
     if not stage.gpu:
@@ -120,7 +116,19 @@ def bench(stage):
                 words += ["--jobs", JOBS, "--batch-size", "128", "--steps", "10", "--rounds", "5"]
             else:
                 words += ["--jobs", "at", "--batch-size", "8", "--steps", "2", "--rounds", "1"]
-            stage.run(title, [*CLI, "bench", *words, "--out", str(out), "--json", "--quiet"])
+            words += ["--out", str(out), "--overwrite", "--json", "--quiet"]
+            if stage.run(title, [*CLI, "bench", *words]) == 0:
+                stage.say(f"{title}: {speeds(json.loads(out.read_text()))}")
+
+
+def speeds(found):
+    """Of a ``keras-emr bench --json``: each job's share of the matrix rate, times the least."""
+    rate = f"{found['matrix_flops_per_second'] / 1e12:.3g} TFLOP/s in {found['matrix_precision']}"
+    parts = [
+        f"{name} {100 * job['share_of_matrix_rate']:.0f} % ({job['measured_over_least']:.2f})"
+        for name, job in found["jobs"].items()
+    ]
+    return f"of the matrix rate, {rate}, and times the least: {', '.join(parts)}"
 
 
 def peers(stage):
@@ -194,29 +202,6 @@ def robust_accuracy(report):
 STAGES = {"tests": tests, "bench": bench, "peers": peers, "train": train}
 
 
-def matrix_rate(out):
-    """Measure products of bfloat16 matrices of random numbers, in operations a second, on jax."""
-    import jax
-    import jax.numpy as jnp
-
-    size, count = (8192, 20) if jax.devices()[0].platform == "gpu" else (512, 5)
-    keys = jax.random.split(jax.random.key(0), 2)
-    a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
-    product = jax.jit(lambda a, b: a @ b)
-    for _ in range(3):
-        product(a, b).block_until_ready()
-    rates = []
-    for _ in range(7):
-        began = time.perf_counter()
-        for _ in range(count):
-            result = product(a, b)
-        result.block_until_ready()
-        rates.append(2 * size**3 * count / (time.perf_counter() - began))
-    found = {"flops_per_second": statistics.median(rates), "rounds": rates, "size": size}
-    found |= {"dtype": "bfloat16", "device": jax.devices()[0].device_kind}
-    Path(out).write_text(json.dumps(found, indent=2) + "\n")
-
-
 def output(*command):
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -262,7 +247,6 @@ def parse(words):
     parser.add_argument("--wheels")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--commit")
-    parser.add_argument("--matrix-rate", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     options.stages = options.stages.split(",")
     if unknown := sorted(set(options.stages) - set(STAGES)):
@@ -285,8 +269,6 @@ def summary(known, stages):
 
 def main():
     options = parse(sys.argv[1:])
-    if options.matrix_rate:
-        return matrix_rate(options.matrix_rate)
     known = environment(options.commit)
     gpu = bool(known["gpus"])
     name = re.sub(r"[^a-z0-9]+", "-", (known["gpus"] or ["cpu"])[0].lower()).strip("-")

@@ -12,6 +12,7 @@ from keras_emr import backend
 from keras_emr.attacks.base import Objective
 from keras_emr.benchmark.jobs import Job
 from keras_emr.evaluation.timing import in_turns, quartiles
+from keras_emr.losses import widen
 from keras_emr.network import Network
 from keras_emr.training import cost
 
@@ -89,7 +90,7 @@ def _passes(model, x, y, compute):
     images = ops.convert_to_tensor(x)
 
     def forward(x):
-        return ops.sum(network.frozen(compute=compute)(x))
+        return ops.sum(widen(network.frozen(compute=compute)(x)))
 
     def inner(x):
         # The sum makes the gradient needed without reading it all back.
@@ -107,6 +108,8 @@ def _passes(model, x, y, compute):
 
 
 def _stopwatch(fn, *args):
+    """Seconds until ``fn(*args)`` can be read: a scalar, not bfloat16 (NumPy takes no tensor's)."""
+
     def run():
         began = time.perf_counter()
         ops.convert_to_numpy(fn(*args))
@@ -132,7 +135,8 @@ def _matrix_product():
         ops.cast(ops.convert_to_tensor(rng.normal(size=(size, size)).astype("float32")), dtype)
         for _ in range(2)
     )
-    run = _stopwatch(backend.compiled(lambda a, b: ops.sum(ops.matmul(a, b)), []), a, b)
+    product = backend.compiled(lambda a, b: ops.sum(widen(ops.matmul(a, b))), [])
+    run = _stopwatch(product, a, b)
     return lambda: run() / (2 * size**3)
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from keras_emr import __version__
+from keras_emr_cli.bench import BENCH
 from keras_emr_cli.evaluate_settings import EVALUATE, EXPORT
 from keras_emr_cli.train_settings import TRAIN
 from keras_emr_cli.tune_settings import TUNE
@@ -13,6 +14,7 @@ from tests.cli.harness import assert_error, call, python, shell
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib")
 SETTINGS = [("train", TRAIN), ("tune", TUNE), ("evaluate", EVALUATE), ("export", EXPORT)]
+SETTINGS += [("bench", BENCH)]
 # Not heavy, but nothing that a help text needs.
 UNNEEDED = ("numpy", "yaml", "rich")
 
@@ -37,6 +39,7 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
         (["evaluate", "--help"], HEAVY + UNNEEDED),
         (["export", "--help"], HEAVY + UNNEEDED),
         (["predict", "--help"], HEAVY + UNNEEDED),
+        (["bench", "--help"], HEAVY + UNNEEDED),
         (["config", "--help"], HEAVY + UNNEEDED),
         (["config", "show", "--help"], HEAVY + UNNEEDED),
         (["data", "--help"], HEAVY + UNNEEDED),
@@ -73,7 +76,8 @@ def test_help_lists_the_commands_and_exit_codes(capfd):
     long, short = call(capfd, "--help"), call(capfd, "-h")
     assert long == short
     assert (long.code, long.err) == (0, "")
-    for text in ("train", "evaluate", "export", "data", "config", "0 ok", "2 usage", "130 Ctrl-C"):
+    commands = ("train", "evaluate", "export", "data", "config", "bench")
+    for text in (*commands, "0 ok", "2 usage", "130 Ctrl-C"):
         assert text in long.out
 
 
@@ -82,13 +86,13 @@ def test_every_setting_is_a_flag_with_its_default(capfd, name, table):
     result = call(capfd, name, "--help")
     assert result.code == 0
     words = result.out.replace(",", " ").replace("/", " ").split()
-    text = " ".join(result.out.split())
+    text = "".join(result.out.split())  # words with hyphens are broken over lines
     for setting in table:
         assert setting.flag in words
         if setting.kind == "bool":
             assert f"--no-{setting.flag[2:]}" in words
         default = setting.auto if setting.default is None else setting.default
-        assert default is None or f"[default: {default}]" in text
+        assert default is None or "".join(f"[default: {default}]".split()) in text
     for flag in ("--json", "--quiet", "--to" if name == "export" else "--config"):
         assert flag in words
 
