@@ -122,6 +122,7 @@ def test_a_backend_that_is_not_installed(capfd, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_other_backends(backend, jax_cache):
     from tests.cli.harness import shell
