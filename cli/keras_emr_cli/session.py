@@ -28,10 +28,7 @@ def select_backend(name: str) -> None:
         )
     os.environ["KERAS_BACKEND"] = name
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if name == "tensorflow":
-        # TensorFlow turns it on by itself for some processors only. A fifth of an adversarial
-        # step on the AMD one it was measured on; the results differ by rounding.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    _use_onednn()
     if name == "jax":
         _tune_xla()
         _keep_compiled()
@@ -72,6 +69,7 @@ def quiet_tensorflow():
     """Within the block TensorFlow can be imported without its greetings on stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr as well
+    _use_onednn()
     with _silent_stderr():
         yield
 
@@ -89,6 +87,12 @@ def _silent_stderr():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _use_onednn():
+    # TensorFlow turns it on by itself for some processors only. A fifth of an adversarial step on
+    # the AMD one it was measured on; results differ by rounding, a server's errors in wording.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 # Unknown flags make XLA abort, so they are set for the versions they were measured with.

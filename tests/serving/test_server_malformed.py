@@ -322,4 +322,5 @@ def test_what_nobody_waits_for_any_more_is_not_run(own, monkeypatch):
         assert first.code().name == "OK"
         assert call(GOOD.SerializeToString())
     assert [values for values, _ in ran] == [[[1.0, 2.0, 3.0]]] * 2
-    assert 15_000 < ran[0][1] <= 20_000 and ran[1][1] is None  # what was left; and no deadline
+    # What was left, which gRPC rounds up on its way; and no deadline.
+    assert 15_000 < ran[0][1] <= 20_200 and ran[1][1] is None
