@@ -67,6 +67,7 @@ def test_small_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_party_and_job(tmp_path):
     done, told = run(tmp_path, "--rounds", "1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,6 +77,7 @@ def test_every_party_and_job(tmp_path):
 
 @pytest.mark.parametrize("model", ["resnet18", "wide-resnet-10-1"])
 @pytest.mark.slow
+@pytest.mark.long
 def test_residual_networks(tmp_path, model):
     done, told = run(
         tmp_path, "--model", model, "--image", "8x8x3", "--parties", "tensorflow,pytorch-best",
