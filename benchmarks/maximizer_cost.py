@@ -4,8 +4,9 @@
 
 Small CNN, AT, both trained through ``train_on_batch`` with the same number of attack steps, the
 two taking turns in one process. Prints the median of the ratios of neighbouring steps and its
-quartiles. On a CPU set what the command line sets for itself: on jax
-``XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false``, on torch (glibc)
+quartiles. On a CPU set what the command line sets for itself: on tensorflow
+``TF_ENABLE_ONEDNN_OPTS=1``, with jaxlib 0.10 ``XLA_FLAGS="--xla_cpu_experimental_ynn_fusion_type=
+--xla_cpu_enable_concurrency_optimized_scheduler=false"``, on torch (glibc)
 ``MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_MMAP_THRESHOLD_=33554432``.
 """
 

@@ -78,7 +78,7 @@ print(np.median(ratios(*pair, x, y, 12)[0]))
 # The README has what was measured; differentiating the loss through the steps would be about 2.
 # The bounds leave room for a busy machine.
 LIMITS = {"tensorflow": 1.6, "jax": 1.65, "torch": 1.7}
-# As the command line sets them up.
+# As the command line sets them up, but that XLA keeps its own convolutions.
 TUNED = {
     "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
