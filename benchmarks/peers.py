@@ -42,7 +42,7 @@ _DIFFERENCES = {
         "one clean pass for the attack and one for the loss; the authors' code makes one more in "
         "every step of the attack",
     ),
-    ("torchattacks", "mart"): (False, "its PGD starts uniformly in the ball, not at x + 0.001 n"),
+    ("torchattacks", "mart"): (True, "its PGD starts uniformly in the ball, not at x + 0.001 n"),
     ("art", "at"): (
         False,
         "computes the weights' gradients in every step of the attack, and predicts the batch twice "
