@@ -51,7 +51,7 @@ def cheaper(layers, twice=False):
 
     A rectifier and a max pooling are linear where they are differentiable at all, so a second
     derivative needs no way back through what they were applied to. TensorFlow and PyTorch take it
-    all the same, with zeros: a third of the time of EMR's pass.
+    all the same, with zeros.
 
     Args:
         twice: the results will be differentiated twice.

@@ -85,7 +85,7 @@ def _convolutions(window):
 
     ``<conv(x, k), dy>`` is linear in all three, so that a derivative of a convolution, of its input
     gradient or of its kernel gradient is one of these again. JAX's own second derivatives are
-    convolutions of the same value in shapes for which XLA has no fast code (25 times as long).
+    convolutions of the same value in shapes for which XLA has no fast code.
     """
     axes = ("NHWC", "HWIO", "NHWC")
 

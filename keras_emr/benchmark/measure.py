@@ -54,7 +54,7 @@ def measure(
         progress: called with rounds done and all of them.
 
     Returns:
-        Plain values: ``flops`` (forward, to_input, to_weights; per example), ``passes`` and
+        Plain values: ``flops_per_example`` (forward, to_input, to_weights), ``passes`` and
         ``jobs`` (seconds as quartiles, rates), ``matrix_flops_per_second`` (a product of large
         matrices, in bfloat16 on an accelerator), ``unstable`` (names of figures not to rely on).
     """
@@ -95,10 +95,7 @@ def _passes(model, x, y, compute):
     def inner(x):
         # The sum makes the gradient needed without reading it all back.
         frozen = network.frozen(compute=compute)
-        unroll = backend.NAME != "tensorflow"
-        value, gradient = Objective(
-            frozen, "cross_entropy", x, labels, unroll=unroll
-        ).value_and_gradient(x)
+        value, gradient = Objective(frozen, "cross_entropy", x, labels).value_and_gradient(x)
         return ops.sum(value) + ops.sum(gradient)
 
     found = {}
