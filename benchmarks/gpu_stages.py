@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -11,12 +10,12 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+
+import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = {"tests": 10, "bench": 20, "peers": 20, "train": 60}
-PACKAGES = ("keras", "jax", "jaxlib", "torch", "tensorflow", "numpy")
 CLI = [sys.executable, "-m", "keras_emr_cli.main"]
 JOBS = "at,trades,mart,at-emr,at-lstm"
 RECIPE = "recipe:cifar10-at-resnet18"
@@ -211,27 +210,16 @@ def output(*command):
 
 
 def environment(commit):
-    """Date, GPU, driver, versions, commit."""
-    fields = "name,driver_version,memory.total"
-    asked = output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-    rows = [[part.strip() for part in line.split(",")] for line in asked.splitlines()]
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    changed = output("git", "status", "--porcelain", "-uno")
-    found = output("git", "rev-parse", "HEAD")
+    """Date, hardware with the driver, versions, commit."""
+    asked = output("nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader")
+    driver, memory = (asked.splitlines() or [","])[0].split(",")
+    found = hardware.describe()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "gpus": [row[0] for row in rows],
-        "driver": rows[0][1] if rows else None,
-        "gpu_memory": rows[0][2] if rows else None,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "versions": versions,
-        "commit": commit or (found and found + ("+" if changed else "")) or None,
+        **found,
+        "driver": driver.strip() or None,
+        "gpu_memory": memory.strip() or None,
+        "commit": commit or found["commit"],
     }
 
 
