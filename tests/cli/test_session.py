@@ -71,8 +71,9 @@ def test_onednn_is_turned_on_for_tensorflow_unless_the_user_says_otherwise(chose
     assert chosen("tensorflow", TF_ENABLE_ONEDNN_OPTS="0") == ("0", None)
 
 
-def test_onednn_is_left_alone_on_other_backends(chosen):
-    assert chosen("jax")[0] is None
+def test_onednn_is_turned_on_wherever_keras_loads_tensorflow_beside_another_backend(chosen):
+    assert chosen("jax")[0] == "1"
+    assert chosen("torch", TF_ENABLE_ONEDNN_OPTS="0")[0] == "0"
 
 
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
