@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_emr import backend
 from keras_emr.errors import UserError
-from keras_emr.substitution import changed, cheaper, precision
+from keras_emr.losses import widen
+from keras_emr.substitution import changed, cheaper, precision, remembered, repeatable
 
 # Between the seeds of two passes: more draws than a layer makes in one.
 _APART = 1009
@@ -43,11 +44,48 @@ class Network:
     def __init__(self, model):
         self.model = model
         self._layers = layers_of(model)
+        self._passes = []
 
-    def __call__(self, x, training):
-        """The model itself: logits in its own precision, states and weights as they move."""
-        with changed(cheaper(self._layers)):
-            return self.model(x, training=training)
+    def __call__(self, x, training, sloped=False):
+        """The model itself: logits in its own precision, states and weights as they move.
+
+        ``sloped``: :meth:`vjp` will be asked of these very images; where it can, it then shares
+        this pass up to the first dropout, forwards and backwards.
+        """
+        if not sloped or not self.shares_passes:
+            with changed(cheaper(self._layers)):
+                return self.model(x, training=training)
+
+        def twice(x):
+            with changed(cheaper(self._layers, twice=True)), changed(remembered(self._layers)):
+                logits = self.model(x, training=training)
+                return widen(self._again(x)), logits
+
+        calm, logits, pullback = backend.vjp(twice, ops.stop_gradient(x))
+        self._passes.append((x, calm, pullback))
+        return logits
+
+    def _again(self, x):
+        return self.model(x, training=False)
+
+    def vjp(self, x, training=False):
+        """Logits (N, K), in float32 or wider, and their pullback: a combination (N, K) to images.
+
+        Both have gradients that reach the weights, and the weights only.
+        """
+        for images, logits, pullback in self._passes:
+            if images is x and not training:
+                return logits, pullback
+        live = self.live(training, twice=True)
+        logits, _, pullback = backend.vjp(
+            lambda x: (widen(live(x)), ()), ops.stop_gradient(ops.convert_to_tensor(x))
+        )
+        return logits, pullback
+
+    @property
+    def shares_passes(self):
+        """Whether a training pass and :meth:`vjp` of the same images can be computed together."""
+        return not precision(self._layers, "float32") and repeatable(self._layers)
 
     @property
     def classes(self):

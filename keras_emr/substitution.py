@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import operator
 
 import keras
 
@@ -61,6 +63,64 @@ def cheaper(layers, twice=False):
     for layer in layers:
         found += _rectified(layer, parts) + _pooled(layer, parts) + _convolved(layer, parts)
     return found
+
+
+# Other than in inference, but of one state: they draw numbers.
+_RANDOM = (
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.SpatialDropout2D,
+)
+
+
+def repeatable(layers):
+    """Whether one can be called twice, in training and in inference, for one set of derivatives.
+
+    That is where nothing that depends on the images is kept or added to the loss, as BatchNorm's
+    statistics are; of layers that are not Keras's nobody knows.
+    """
+    return all(
+        type(layer).__module__.split(".")[0] in ("keras", "keras_emr")
+        and not isinstance(layer, keras.layers.Lambda)
+        and getattr(layer, "activity_regularizer", None) is None
+        and (not _tells_training(layer) or isinstance(layer, (*_RANDOM, keras.Model)))
+        for layer in layers
+    )
+
+
+def _tells_training(layer):
+    if type(layer) is keras.layers.Dense:
+        return layer.quantization_mode is not None  # the one case that is told apart
+    return "training" in inspect.signature(type(layer).call).parameters
+
+
+def remembered(layers):
+    """Changes by which those of ``layers`` that do the same in training and in inference compute
+    once what they are asked twice: called with the very same tensor, they give the first answer.
+
+    Two passes then share all that precedes the first dropout, and so do their derivatives.
+    """
+    return [
+        (layer, "call", _remembering(layer.call)) for layer in layers if not _tells_training(layer)
+    ]
+
+
+def _remembering(call):
+    asked = []  # with what was given, lest another tensor gets its identity
+
+    def remembering(*args, **options):
+        if set(options) - {"training"}:
+            return call(*args, **options)
+        given = keras.tree.flatten(args)
+        for before, answer in asked:
+            if len(before) == len(given) and all(map(operator.is_, before, given)):
+                return answer
+        asked.append((given, call(*args, **options)))
+        return asked[-1][1]
+
+    return remembering
 
 
 def _rectified(layer, parts):

@@ -42,7 +42,7 @@ def nearest_boundary(objective, image, rivals, norm, tiny):
     Returns:
         ``f`` (N,), ``w`` in the shape of ``image`` and ``||w||_q`` (N,), of that rival.
     """
-    logits, pullback = backend.vjp(objective.logits, image)
+    logits, _, pullback = backend.vjp(lambda x: (objective.logits(x), ()), image)
     true = losses.one_hot(objective.y, logits)
     nearest = None
     for j in range(rivals.shape[-1]):

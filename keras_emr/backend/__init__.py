@@ -5,7 +5,8 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``value_and_grad(fn, x)``: first-order input gradient, detached (what attacks need);
 * ``gradient(fn, values)``: first-order gradient of a scalar, detached (what maximizers learn by);
 * ``update(optimizer, gradients, variables)``: one optimizer step;
-* ``vjp(fn, x)``: logits and a differentiable pullback (what second-order penalties need);
+* ``vjp(fn, x)``: logits, an aux and the logits' differentiable pullback (what second-order
+  penalties need);
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
 * ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
 * ``clip(x, low, high)``: ``x`` within two numbers;

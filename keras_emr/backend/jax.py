@@ -53,9 +53,12 @@ def update(optimizer, gradients, variables):
 
 
 def vjp(fn, x):
-    """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
-    out, pullback = jax.vjp(fn, x)
-    return out, lambda cotangent: pullback(cotangent)[0]
+    """``fn(x)``, a pair of what is pulled back and an aux, and the first one's pullback.
+
+    All are differentiable again with respect to the weights.
+    """
+    out, pullback, aux = jax.vjp(fn, x, has_aux=True)
+    return out, aux, lambda cotangent: pullback(cotangent)[0]
 
 
 tanh = keras.ops.tanh

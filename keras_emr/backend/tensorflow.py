@@ -61,11 +61,14 @@ def update(optimizer, gradients, variables):
 
 
 def vjp(fn, x):
-    """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
+    """``fn(x)``, a pair of what is pulled back and an aux, and the first one's pullback.
+
+    All are differentiable again with respect to the weights.
+    """
     tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
     with tape:
         tape.watch(x)
-        out = fn(x)
+        out, aux = fn(x)
 
     def pullback(cotangent):
         return tape.gradient(
@@ -75,7 +78,7 @@ def vjp(fn, x):
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
 
-    return out, pullback
+    return out, aux, pullback
 
 
 tanh = keras.ops.tanh

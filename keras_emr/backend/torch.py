@@ -55,12 +55,15 @@ def update(optimizer, gradients, variables):
 
 
 def vjp(fn, x):
-    """``fn(x)`` and its pullback; both differentiable again with respect to the weights."""
+    """``fn(x)``, a pair of what is pulled back and an aux, and the first one's pullback.
+
+    All are differentiable again with respect to the weights.
+    """
     # Evaluation runs under `no_grad`; without weights to train there is no second derivative.
     second_order = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        out = fn(x)
+        out, aux = fn(x)
 
     def pullback(cotangent):
         with torch.enable_grad():
@@ -75,7 +78,7 @@ def vjp(fn, x):
             )
         return gradient
 
-    return out, pullback
+    return out, aux, pullback
 
 
 class _Tanh(torch.autograd.Function):

@@ -49,8 +49,11 @@ class Job:
         robust.compile(keras.optimizers.SGD(0.01, momentum=0.9))
         return robust
 
-    def least(self, steps):
-        """:class:`Least` of a step with so many attack steps."""
+    def least(self, steps, shares_passes=False):
+        """:class:`Least` of a step with so many attack steps.
+
+        ``shares_passes``: of the network, see :class:`keras_emr.network.Network`.
+        """
         if self.defense == "standard":
             inner, full, forward = 0, 1, 0
         else:
@@ -61,7 +64,8 @@ class Job:
             forward = int(self.defense == "trades")
         if "lstm" in self.extras:
             inner += 1  # what it learns from needs the gradient at its last step
-        return Least(inner, full, forward, int("emr" in self.extras))
+        penalty = int("emr" in self.extras)
+        return Least(inner, full, forward, penalty, penalty * shares_passes)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Least:
     ``inner``: forwards and back to the image (an attack's step); ``full``: forwards, back, and the
     weights' gradients; ``forward``: forwards alone; ``penalty``: input gradients differentiated by
     the weights (EMR): forwards and back to the image once, then as much again for the derivative,
-    since a rectified network is linear around every image.
+    since a rectified network is linear around every image; ``shared``: forward passes among these
+    that the loss makes already.
 
     What else a step does is not in it: cells of a maximizer, noise, projections, metrics.
     """
@@ -80,6 +85,7 @@ class Least:
     full: int
     forward: int
     penalty: int
+    shared: int = 0
 
     def flops(self, cost):
         """Per example, by a :class:`keras_emr.training.cost.Forward`."""
@@ -87,7 +93,7 @@ class Least:
         return (
             self.inner * there_and_back
             + self.full * cost.step
-            + self.forward * cost.flops
+            + (self.forward - self.shared) * cost.flops
             + self.penalty * (there_and_back + cost.flops + cost.to_weights)
         )
 
@@ -95,4 +101,5 @@ class Least:
         """By measured times of the passes; EMR's derivative costs what a full step goes back."""
         derivative = (full - forward) * self.penalty
         inner_passes = self.inner + self.penalty
-        return inner_passes * inner + self.full * full + self.forward * forward + derivative
+        alone = (self.forward - self.shared) * forward
+        return inner_passes * inner + self.full * full + alone + derivative

@@ -75,12 +75,14 @@ def measure(
                 model, epsilon, steps, attack_precision, learn_share, seed
             )
             timed[name] = _training_step(robust, x, y)
+        shares = Network(plain).shares_passes
         timed["matrix"] = _matrix_product()
         seconds = in_turns(list(timed.values()), rounds, warm_up=2, progress=progress)
     finally:
         keras.config.set_dtype_policy(policy)
     times = {name: quartiles(s) for name, s in zip(timed, seconds, strict=True)}
-    return _summary(times, cost.forward_cost(plain, image_shape), jobs, batch_size, steps, rounds)
+    least = {name: Job(name).least(steps, shares) for name in jobs}
+    return _summary(times, cost.forward_cost(plain, image_shape), least, batch_size, rounds)
 
 
 def _passes(model, x, y, compute):
@@ -137,7 +139,7 @@ def _matrix_product():
     return lambda: run() / (2 * size**3)
 
 
-def _summary(times, forward, jobs, batch, steps, rounds):
+def _summary(times, forward, jobs, batch, rounds):
     alone = {
         "forward": (times["forward"], forward.flops),
         "inner": (times["inner"], forward.flops + forward.to_input),
@@ -156,8 +158,7 @@ def _summary(times, forward, jobs, batch, steps, rounds):
         }
 
     found = {}
-    for name in jobs:
-        least = Job(name).least(steps)
+    for name, least in jobs.items():
         seconds = least.seconds(*(t["median"] for t, _ in alone.values()))
         found[name] = {
             **described(times[name], least.flops(forward)),

@@ -79,7 +79,7 @@ class MarginMeter:
         self._network = Network(model)
 
     def _batch(self, x, y):
-        logits, pullback = backend.vjp(lambda x: widen(self._network.frozen()(x)), x)
+        logits, _, pullback = backend.vjp(lambda x: (widen(self._network.frozen()(x)), ()), x)
         predicted = one_hot(ops.argmax(logits, axis=-1), logits)
         return *boundary_distances(logits, pullback, y), norm_of(pullback(predicted), "l2")
 

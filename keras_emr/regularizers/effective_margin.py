@@ -125,19 +125,29 @@ class EffectiveMarginRegularizer(Part):
         Returns:
             (N,) penalties, float32 or wider; gradients reach the weights of the model only.
         """
-        where = self.at or ("clean" if x_adv is None else "adversarial")
-        points = {"clean": [x], "adversarial": [x_adv], "both": [x, x_adv]}[where]
-        total = sum(self._penalty(network, ops.stop_gradient(p), y, sampler) for p in points)
-        return total / len(points)
+        images = {"clean": x, "adversarial": x_adv}
+        points = [images[point] for point in self._points(x_adv is not None)]
+        return sum(self._penalty(network, p, y, sampler) for p in points) / len(points)
+
+    def _points(self, attacked):
+        if self.at == "both":
+            return ("clean", "adversarial")
+        return (self.at or ("adversarial" if attacked else "clean"),)
+
+    def slopes_at(self, attacked):
+        """Of which images, ``clean`` and ``adversarial``, it asks :meth:`Network.vjp`.
+
+        ``attacked``: whether there are adversarial images.
+        """
+        alike = self.estimator == "double_backprop" and self.bn_mode == "inference"
+        return self._points(attacked) if alike else ()
 
     def _penalty(self, network, x, y, sampler):
         training = self.bn_mode == "batch"
         if self.estimator == "finite_difference":
             norms = self._finite_differences(network, x, y, sampler, training)
         else:
-            logits, pullback = backend.vjp(
-                lambda x: widen(network.live(training, twice=True)(x)), ops.convert_to_tensor(x)
-            )
+            logits, pullback = network.vjp(x, training)
             pairs = cotangents(self.weighting, logits, y, self.temperature, self.center, sampler)
             norms = [(self._powered_norm(pullback(c)), factor) for c, factor in pairs]
         return sum(norm * factor for norm, factor in norms)
@@ -153,6 +163,7 @@ class EffectiveMarginRegularizer(Part):
 
     def _finite_differences(self, network, x, y, sampler, training):
         """``((c.z(x + h d) - c.z(x)) / h)^power``, ``d`` the direction that attains the norm."""
+        x = ops.stop_gradient(x)
         live, frozen = network.live(training), network.frozen(training)
         here = widen(live(x))
         pairs = cotangents(self.weighting, here, y, self.temperature, self.center, sampler)

@@ -304,6 +304,11 @@ class RobustClassifier(
         sampler = StreamSampler(self.attack_seed if training else VALIDATION_SEED)
         return attack(objective, x, sampler, self._classes(network, attack))
 
+    def _sloped(self):
+        """The images whose input gradient a regularizer takes: ``clean``, ``adversarial``."""
+        asked = [getattr(r, "slopes_at", None) for r in self.regularizers]
+        return {point for of in asked if of for point in of(self.defense.needs_adversarial)}
+
     def robust_step(self, x, y, sample_weight, training, x_adv=None):
         """The computation that every backend's ``train_step`` and ``test_step`` share.
 
@@ -321,6 +326,8 @@ class RobustClassifier(
         epoch = ops.maximum(self.epoch.value, 0)  # `train_on_batch` never sets it
         network = Network(self.model)
         needed = {}
+        # Images that were found already may depend on what is learned from them.
+        sloped = self._sloped() if training and x_adv is None else ()
         if x_adv is None and training and self.defense.needs_margins:
             x_adv, needed["counted"] = self.find_boundary(network, x, y, number)
         elif x_adv is None:
@@ -331,10 +338,10 @@ class RobustClassifier(
         clean = adversarial = None
         layer_losses = []
         if self.defense.needs_clean:
-            clean = network(x, training)
+            clean = network(x, training, sloped="clean" in sloped)
             layer_losses.append(self.model.losses)  # now: the next call of the model clears them
         if self.defense.needs_adversarial:
-            adversarial = network(x_adv, training)
+            adversarial = network(x_adv, training, sloped="adversarial" in sloped)
             layer_losses.append(self.model.losses)
         elif x_adv is not None:
             adversarial = network.frozen()(x_adv)

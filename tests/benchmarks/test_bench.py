@@ -43,6 +43,11 @@ def test_least_passes_and_flops_by_hand(name):
     # In seconds: a pass 1, with the input gradient 2.5, a training step 4; EMR's derivative 3.
     inner, full, forward, penalty = passes
     assert least.seconds(1, 2.5, 4) == 2.5 * (inner + penalty) + 4 * full + forward + 3 * penalty
+    # Where the loss's own forward pass serves EMR too.
+    shared = Job(name).least(10, shares_passes=True)
+    assert shared == Least(*passes, shared=penalty)
+    assert shared.flops(COST) == flops - 100 * penalty
+    assert shared.seconds(1, 2.5, 4) == least.seconds(1, 2.5, 4) - penalty
 
 
 def test_every_job_is_listed_and_made():
@@ -116,7 +121,7 @@ def test_a_tiny_measurement_has_every_figure(small_matrices, monkeypatch):
     peak = found["matrix_flops_per_second"]
     counts = {"forward": flops, "inner": 2 * flops, "full": 3 * flops - conv}
     counts["at"] = 2 * 2 * flops + counts["full"]
-    counts["at-emr"] = counts["at"] + 4 * flops
+    counts["at-emr"] = counts["at"] + 4 * flops  # in mixed precision no pass is shared
     for name, part in (found["passes"] | found["jobs"]).items():
         seconds = part["seconds"]
         assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"] < 60
@@ -126,8 +131,9 @@ def test_a_tiny_measurement_has_every_figure(small_matrices, monkeypatch):
         assert part["share_of_matrix_rate"] == pytest.approx(part["flops_per_second"] / peak)
     medians = [found["passes"][n]["seconds"]["median"] for n in ("forward", "inner", "full")]
     for name, job in found["jobs"].items():
-        assert job["least_passes"] == vars(Job(name).least(2))
-        assert job["least_seconds"] == pytest.approx(Job(name).least(2).seconds(*medians))
+        least = Job(name).least(2)
+        assert job["least_passes"] == vars(least)
+        assert job["least_seconds"] == pytest.approx(least.seconds(*medians))
         ratio = job["seconds"]["median"] / job["least_seconds"]
         assert job["measured_over_least"] == pytest.approx(ratio)
         assert ratio > 0.3
@@ -177,3 +183,12 @@ def test_figures_that_spread_or_are_few_are_called_unstable(monkeypatch, rounds,
     assert found["jobs"]["at"]["measured_over_least"] == pytest.approx(9 / 8)
     assert found["passes"]["full"]["seconds"]["median"] == pytest.approx(4)
     assert found["matrix_flops_per_second"] == pytest.approx(1e9)
+
+
+def test_emr_of_a_network_that_shares_passes_needs_none_of_its_own_forwards(monkeypatch):
+    seconds = [1.0, 2.0, 4.0, 13.0, 1e-9]  # forward, inner, standard, at-emr, matrix
+    monkeypatch.setattr(module, "in_turns", lambda *_, **__: [np.full(5, t) for t in seconds])
+    job = measure(network, SHAPE, ["at-emr"], 4, 2, 0.1)["jobs"]["at-emr"]
+    assert job["least_passes"]["shared"] == 1
+    # Two gradients, a step, EMR's gradient without the way there, its derivative.
+    assert job["least_seconds"] == pytest.approx(2 * 2 + 4 + (2 - 1) + (4 - 1))

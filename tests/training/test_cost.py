@@ -55,9 +55,10 @@ def test_a_nested_or_subclassed_network_counts_the_same():
     assert cost.forward_cost(around, (8, 8, 3)) == cost.forward_cost(small(), (8, 8, 3))
 
 
-def passes(defense, attack=None, regularizers=(), **options):
+def passes(defense, attack=None, regularizers=(), batch_norm=True, **options):
     x, y = (keras.ops.convert_to_tensor(a) for a in images(2))
-    robust = ke.RobustClassifier(network(), defense, attack, regularizers, **options)
+    model = network(batch_norm=batch_norm)
+    robust = ke.RobustClassifier(model, defense, attack, regularizers, **options)
     robust.compile(keras.optimizers.SGD(0.1))
     found = cost.step_passes(robust, x, y)
     return (found.forward, found.to_input, found.to_weights, found.double), found.in_forward_passes
@@ -78,6 +79,11 @@ EMR = ke.EffectiveMarginRegularizer(0.1)
 )
 def test_passes_of_a_step_by_hand(arguments, counts, units):
     assert passes(*arguments) == (counts, units)
+
+
+def test_a_pass_that_emr_shares_counts_once():
+    found = passes("trades", ke.PGD(0.1, steps=5), [EMR], batch_norm=False)
+    assert found == ((8, 5, 2, 1), 20)
 
 
 def test_passes_with_perturbed_weights_and_a_learned_maximizer():
