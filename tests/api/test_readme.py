@@ -55,6 +55,7 @@ def test_mail_in_the_example_reweights_before_training_ends():
     assert 0 < int(burn_in) < int(epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports", ["import keras, keras_emr", "import keras_emr, keras; keras_emr.RobustClassifier"]
 )

@@ -27,6 +27,7 @@ def run(tmp_path, *arguments):
     return done, json.loads(out.read_text()) if out.exists() else None
 
 
+@pytest.mark.slow
 def test_small_run(tmp_path):
     jobs = ["at", "trades", "mart", "at-emr"]
     table = tmp_path / "table.md"

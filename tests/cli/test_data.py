@@ -71,6 +71,7 @@ def test_inspect_refuses_before_it_reads(capfd, insects, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_training_on_pictures_in_memory_and_from_disk(capfd, insects, tmp_path):
     (insects / "train" / "ant" / "bad.png").write_text("hello")
     run = ("train", *TINY, "--data", insects, "--epochs", 2, "--augment", "cifar")

@@ -149,12 +149,13 @@ def outcome(report):
     return [[entry[key] for key in kept] for entry in report["attacks"]], report["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
         (signal.SIGKILL, -9),
-        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -178,6 +179,7 @@ def test_a_killed_evaluation_goes_on(capfd, tmp_path, weak, whole, number, code)
     assert not (tmp_path / "r" / "state").exists()
 
 
+@pytest.mark.slow
 def test_a_time_budget(capfd, tmp_path, weak):
     arguments = given(weak, *AUTO, "--extra-examples", 4, "--out", "r")
     cut = call(capfd, "evaluate", *arguments, "--time-budget", 0, "--json")
@@ -237,6 +239,7 @@ def test_a_run_is_evaluated_from_within(capfd, run, monkeypatch, tmp_path):
     assert_error(other_norm, 3, "--epsilon", "another norm", "linf")
 
 
+@pytest.mark.slow
 def test_a_random_model_is_counted_once(capfd, tmp_path, weak):
     """Its answers differ from call to call; every attack must start from the same ones."""
     import keras

@@ -188,6 +188,7 @@ def between(monkeypatch, act):
     monkeypatch.setattr(stages, "run", with_a_plant)
 
 
+@pytest.mark.slow
 def test_a_planted_difference_is_refused(capfd, monkeypatch, tmp_path, run, data):
     def plant(work):
         with np.load(work / "reference.npz") as kept:
@@ -289,6 +290,7 @@ def stopped(arguments, models, number):
     return process.returncode, out
 
 
+@pytest.mark.slow
 def test_a_killed_export_publishes_nothing_and_leaves_no_process(tmp_path, run, data):
     arguments = bare(run, data, tmp_path)
     models = tmp_path / "store" / "plain"

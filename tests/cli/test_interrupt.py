@@ -52,7 +52,7 @@ def stop_after_first_epoch(arguments, number, cwd, environment):
     ("number", "code", "backend"),
     [
         (signal.SIGINT, 130, "tensorflow"),
-        pytest.param(signal.SIGTERM, 75, "torch", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 75, "torch", marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(signal.SIGTERM, 75, "jax", marks=pytest.mark.slow),
     ],
     ids=["SIGINT-tensorflow", "SIGTERM-torch", "SIGTERM-jax"],
@@ -130,6 +130,7 @@ def test_divergence_keeps_the_last_good_epoch(capfd, tmp_path, run, monkeypatch)
     assert all(np.isfinite(value).all() for value in weights(folder / "last.keras"))
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_in_its_first_epoch_starts_again(
     capfd, tmp_path, data, monkeypatch, recwarn
 ):

@@ -133,6 +133,7 @@ def stored(run):
     return yaml.safe_load((Path(run) / "config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_data_from_another_folder(capfd, tmp_path, monkeypatch):
     """Given as a relative path; the run's folder is still named after the file as given."""
     write_data(tmp_path / "my toy.npz")
@@ -282,6 +283,7 @@ def test_a_finished_run_can_be_asked_again(capfd, run):
     assert len(history(run.path)) == 2
 
 
+@pytest.mark.slow
 def test_models_work_without_keras_emr(run, data, tmp_path):
     """In a process that cannot import it, and on another backend than they were trained with."""
     cnn = keras_emr.small_cnn((8, 8, 1), 2)

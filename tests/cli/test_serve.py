@@ -100,6 +100,7 @@ def until_ok(url):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_all_files_and_a_model_that_cannot_be_loaded(store, broken, tmp_path):
     path, bad = store / "m", configured(broken, "bad")
     config = write(tmp_path / "models.config", configured(path, "first", "stable"), bad)

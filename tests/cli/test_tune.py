@@ -150,6 +150,7 @@ def outcome(folder):
     return {key: report[key] for key in ("trials", "pareto", "winner")}
 
 
+@pytest.mark.slow
 def test_a_search_that_is_interrupted_goes_on_to_the_same_table(
     capfd, tmp_path, data, space, monkeypatch
 ):
@@ -221,6 +222,7 @@ def check_tensorboard(run, trial):
     assert "_hparams_/session_start_info" in written.summary_metadata
 
 
+@pytest.mark.slow
 def test_three_failures_end_a_search_with_the_first_ones_cause(
     capfd, tmp_path, data, space, monkeypatch
 ):

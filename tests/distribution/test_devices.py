@@ -93,11 +93,13 @@ def both(tmp_path, backend, names, job):
     assert not any(out.exists() for out in outs[1:])
 
 
+@pytest.mark.slow
 def test_four_devices_on_jax(tmp_path):
     """One program on global arrays: BatchNorm's statistics are global as well."""
     both(tmp_path, "jax", ["batch-norm"], [["devices=4"]])
 
 
+@pytest.mark.slow
 def test_two_processes_on_torch(tmp_path):
     both(tmp_path, "torch", ["trades-emr", "rnn-trades"], join(2))
 

@@ -10,6 +10,8 @@ import pytest
 from tests.parity.test_parity import BACKENDS
 from tests.processes import environment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def survivors(tmp_path_factory):

@@ -32,7 +32,14 @@ def meta(model, learned, rows=slice(None), objective="cross_entropy", drawn=None
     return [keras.tree.map_structure(ops.convert_to_numpy, part) for part in found], drawn
 
 
-@pytest.mark.parametrize("share, learners", [(0.25, 3), (0.3, 4), (0.01, 1), (0.99, 12)])
+@pytest.mark.parametrize(
+    "share, learners",
+    [
+        (0.3, 4),
+        (0.01, 1),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in ((0.25, 3), (0.99, 12))),
+    ],
+)
 def test_phi_learns_from_the_first_images_and_all_are_attacked(share, learners):
     model = network()
     learned = attack(share)
