@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_emr.backend import tensorflow_replicas as replicas
+from keras_emr.backend.tensorflow_layers import cheaper  # noqa: F401
 
 
 def _after(done, tensors):
@@ -84,53 +85,6 @@ def vjp(fn, x):
 tanh = keras.ops.tanh
 mix = keras.ops.matmul
 clip = keras.ops.clip
-
-
-# What follows is written with its gradient, for a second derivative that ends there: TensorFlow's
-# own goes on from a gradient to what the function was applied to, with zeros.
-
-
-@tf.custom_gradient
-def _relu(x):
-    y = tf.nn.relu(x)
-
-    def gradient(dy):
-        return tf.raw_ops.ReluGrad(gradients=dy, features=tf.stop_gradient(y))
-
-    return y, gradient
-
-
-def _leaky_relu(x, slope):
-    @tf.custom_gradient
-    def apply(x):
-        def gradient(dy):
-            features = tf.stop_gradient(x)
-            return tf.raw_ops.LeakyReluGrad(gradients=dy, features=features, alpha=slope)
-
-        return tf.nn.leaky_relu(x, slope), gradient
-
-    return apply(x)
-
-
-def _max_pool(x, size):
-    window = {"ksize": (1, *size, 1), "strides": (1, *size, 1), "padding": "VALID"}
-
-    @tf.custom_gradient
-    def apply(x):
-        y = tf.raw_ops.MaxPool(input=x, **window)
-
-        def gradient(dy):
-            given, pooled = tf.stop_gradient(x), tf.stop_gradient(y)
-            return tf.raw_ops.MaxPoolGrad(orig_input=given, orig_output=pooled, grad=dy, **window)
-
-        return y, gradient
-
-    return apply(x)
-
-
-def cheaper(twice):
-    """Functions whose results cost less to differentiate, by name."""
-    return {"relu": _relu, "leaky_relu": _leaky_relu, "max_pool": _max_pool} if twice else {}
 
 
 def loop(n, body, state, unroll=False):

@@ -6,6 +6,7 @@ import keras
 import torch
 
 from keras_emr.backend import torch_processes as replicas
+from keras_emr.backend.torch_layers import cheaper, mix, tanh  # noqa: F401
 
 
 def value_and_grad(fn, x):
@@ -79,109 +80,6 @@ def vjp(fn, x):
         return gradient
 
     return out, aux, pullback
-
-
-class _Tanh(torch.autograd.Function):
-    # torch's own takes ten times its sigmoid's time on CPU, a sixth of a learned attack's cells.
-    @staticmethod
-    def forward(ctx, x):
-        out = x.mul(2).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(out)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (out,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradient, out)
-
-
-def tanh(x):
-    """Hyperbolic tangent as ``2 sigmoid(2 x) - 1`` on CPU: exact to rounding of 1."""
-    return _Tanh.apply(x) if x.device.type == "cpu" else torch.tanh(x)
-
-
-class _Mix(torch.autograd.Function):
-    # The kernel's gradient is a product as long as the columns are many and a few numbers wide,
-    # for which one core would be used. In blocks all are.
-    _BLOCKS = 8
-
-    @staticmethod
-    def forward(ctx, kernel, columns):
-        ctx.save_for_backward(kernel, columns)
-        return kernel @ columns
-
-    @staticmethod
-    def backward(ctx, gradient):
-        kernel, columns = ctx.saved_tensors
-        of_kernel = of_columns = None
-        if ctx.needs_input_grad[0]:
-            if columns.shape[1] % _Mix._BLOCKS:
-                of_kernel = gradient @ columns.t()
-            else:
-                size = (-1, _Mix._BLOCKS, columns.shape[1] // _Mix._BLOCKS)
-                blocks = columns.reshape(size).permute(1, 2, 0)
-                of_kernel = torch.bmm(gradient.reshape(size).transpose(0, 1), blocks).sum(0)
-        if ctx.needs_input_grad[1]:
-            of_columns = kernel.t() @ gradient
-        return of_kernel, of_columns
-
-
-def mix(kernel, columns):
-    """``kernel @ columns`` for a kernel (A, B) and very many columns (B, M)."""
-    return _Mix.apply(keras.ops.convert_to_tensor(kernel), columns)
-
-
-class _Relu(torch.autograd.Function):
-    # With its gradient written out, for a second derivative that ends there: torch's own goes on
-    # from a gradient to what the function was applied to, with zeros. So for those below. What no
-    # gradient comes from passes none on: torch would make it zeros, and send them to the image.
-    @staticmethod
-    def forward(ctx, x, slope):
-        ctx.set_materialize_grads(False)
-        y = torch.nn.functional.leaky_relu(x, slope) if slope else torch.relu(x)
-        ctx.slope = slope
-        ctx.save_for_backward(y)  # of the same sign as x
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        if dy is None:
-            return None, None
-        y = ctx.saved_tensors[0].detach()
-        if not ctx.slope:
-            return torch.ops.aten.threshold_backward(dy, y, 0), None
-        return torch.ops.aten.leaky_relu_backward(dy, y, ctx.slope, True), None
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, size):
-        ctx.set_materialize_grads(False)
-        y, places = torch.ops.aten.max_pool2d_with_indices(x, size, size)
-        ctx.size = size
-        ctx.save_for_backward(x, places)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        if dy is None:
-            return None, None
-        x, places = ctx.saved_tensors
-        back = torch.ops.aten.max_pool2d_with_indices_backward
-        return back(dy, x.detach(), ctx.size, ctx.size, [0, 0], [1, 1], False, places), None
-
-
-def _relu(x):
-    return _Relu.apply(x, 0.0)
-
-
-def _max_pool(x, size):
-    return _MaxPool.apply(x.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
-
-
-def cheaper(twice):
-    """Functions whose results cost less to differentiate, by name."""
-    return {"relu": _relu, "leaky_relu": _Relu.apply, "max_pool": _max_pool} if twice else {}
 
 
 def clip(x, low, high):
