@@ -220,7 +220,8 @@ def network(s, data, name=None):
 def classifier(s, data, standard=False, extra=None, referee=None):
     """A compiled RobustClassifier with freshly seeded weights.
 
-    ``standard``: the baseline. ``referee``: attack of validation, if not ``--val-steps`` of PGD.
+    ``standard``: the baseline, which is chosen by clean accuracy and not attacked in validation.
+    ``referee``: attack of validation, if not ``--val-steps`` of PGD.
     """
     import keras
 
@@ -231,6 +232,7 @@ def classifier(s, data, standard=False, extra=None, referee=None):
 
     keras.utils.set_random_seed(s.seed)
     keras.config.set_dtype_policy(s.precision)
+    referee = referee or PGD(float(s.epsilon), s.norm, steps=s.val_steps)
     model = network(s, data)
     steps = steps_per_epoch(s, data, standard)
     attacked = not standard and s.defense != "standard"
@@ -243,7 +245,7 @@ def classifier(s, data, standard=False, extra=None, referee=None):
         defense=method,
         attack=training_attack(s, data.image_shape[-1]) if attacked else None,
         regularizers=[] if standard else regularizers(s),
-        eval_attack=referee or PGD(float(s.epsilon), s.norm, steps=s.val_steps),
+        eval_attack=None if standard else referee,
         attack_mode=s.attack_mode,
         attack_precision=s.attack_precision,
         maximizer_update=s.maximizer_update,
