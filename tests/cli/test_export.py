@@ -238,7 +238,8 @@ def test_a_package_that_is_missing(capfd, monkeypatch, tmp_path, run, data):
     "kilobytes",
     [
         1,  # not even the data for the stages
-        *(pytest.param(size, marks=pytest.mark.slow) for size in (190, 300)),
+        pytest.param(190, marks=pytest.mark.slow),
+        pytest.param(300, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_a_disk_that_takes_no_more(tmp_path, run, data, kilobytes):

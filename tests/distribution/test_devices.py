@@ -117,6 +117,7 @@ def test_a_resumed_epoch_has_every_processs_own_dropout(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_everything_on_two_processes_of_torch(tmp_path):
     both(tmp_path, "torch", NO_BATCH_NORM, join(2))
 

@@ -10,7 +10,7 @@ import pytest
 from tests.parity.test_parity import BACKENDS
 from tests.processes import environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

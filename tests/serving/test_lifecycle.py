@@ -521,7 +521,11 @@ def wait_for(condition):
 
 @pytest.mark.parametrize(
     ("api", "seconds"),
-    [("rest", 0.0), ("grpc", 0.0), pytest.param("rest", 60.0, marks=pytest.mark.slow)],
+    [
+        ("rest", 0.0),
+        ("grpc", 0.0),
+        pytest.param("rest", 60.0, marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def test_no_request_fails_over_promotions_and_rollbacks(served, api, seconds):
     """Version 2 is loaded, gets the label, loses it, and is unloaded for the next round."""

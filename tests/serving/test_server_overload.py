@@ -133,7 +133,9 @@ def overload(kind, server, seconds):
 
 @pytest.mark.parametrize("kind", [Rest, Grpc])
 @pytest.mark.parametrize(
-    "seconds", [0.6, pytest.param(30.0, marks=pytest.mark.slow)], ids=["briefly", "half a minute"]
+    "seconds",
+    [0.6, pytest.param(30.0, marks=[pytest.mark.slow, pytest.mark.long])],
+    ids=["briefly", "half a minute"],
 )
 def test_overload(store, kind, seconds):
     options = Options(rest_port=0, grpc_port=0, threads=1, max_pending=8)

@@ -34,6 +34,7 @@ def told_by(worker, folder, backend, stream="stdout"):
     return json.loads(getattr(done, stream).splitlines()[-1])
 
 
+@pytest.mark.long
 def test_resident_memory_is_flat_after_the_first_batch(tmp_path, backend):
     told = told_by("memory_worker.py", tmp_path, backend)
     assert told["n"] == 10_000 and told["batch_size"] < 1000
