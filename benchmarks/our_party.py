@@ -96,7 +96,13 @@ def robust_classifier(model, job, options):
         "at-emr": ("at", pgd, [ke.EffectiveMarginRegularizer(options["emr"])]),
         "at-lstm": ("at", ke.LearnedAttack(**ball, maximizer="lstm"), []),
     }[job]
-    return ke.RobustClassifier(model, defense, attack=attack, regularizers=regularizers)
+    return ke.RobustClassifier(
+        model,
+        defense,
+        attack=attack,
+        regularizers=regularizers,
+        attack_precision=options["attack_precision"],
+    )
 
 
 def prepare(options, folder):

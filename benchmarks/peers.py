@@ -6,7 +6,8 @@
 Parties, a process each: ours on `tensorflow`, `jax` and `torch`; `pytorch`, a plain loop after the
 papers' formulas (`torch_loops.py`); `pytorch-best`, the same with the channels last and the C
 library's settings of our command line, on a GPU also bfloat16, torch.compile, cuDNN's search and a
-fused optimizer; `torchattacks`, its attacks in that loop; `art`, ART's trainers. What is not
+fused optimizer, and with `--attack-precision bfloat16` its attack by autocast, as ours has it;
+`torchattacks`, its attacks in that loop; `art`, ART's trainers. What is not
 installed is left out and named.
 
 Same work, and checked: all parties start from one network, which has learned a little (the twins'
@@ -196,6 +197,8 @@ def notes(options, left_out, checks):
                 found.append(f"{name}, {job}: {row['why']}")
             elif (name, job) in _DIFFERENCES:
                 found.append(f"{name}, {job}: {_DIFFERENCES[name, job][1]}")
+    if options["attack_precision"] != "float32":
+        found.append("attacked in bfloat16: ours and pytorch-best; the other parties in float32")
     if options["device"] == "cpu":
         compiled = "" if options["compile"] else ", torch.compile (--compile)"
         found.append(

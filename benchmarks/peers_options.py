@@ -29,6 +29,12 @@ def parse(description, arguments=None):
     parser.add_argument("--steps", type=int, default=10, help="of the attack")
     parser.add_argument("--epsilon", type=_number, help="0.3 or 8/255")
     parser.add_argument("--step-size", type=_number, help="otherwise 2.5 epsilon / steps")
+    parser.add_argument(
+        "--attack-precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of ours and of pytorch-best; the others have no such option",
+    )
     parser.add_argument("--rounds", type=int, default=10, help="0: only the check")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds of one step, not counted")
     parser.add_argument("--turn", type=float, default=0.5, help="seconds, of the fastest party")

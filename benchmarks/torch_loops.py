@@ -76,7 +76,8 @@ class Loop:
     Args:
         network: module, NCHW images to logits.
         job: ``standard``, ``at``, ``trades``, ``mart`` or ``at-emr``.
-        options: epsilon, step_size, steps, momentum, trades_beta, mart_beta, emr.
+        options: epsilon, step_size, steps, momentum, trades_beta, mart_beta, emr; of ``best`` alone
+            also attack_precision.
         attack: ``(x, y) -> x_adv`` in place of :func:`perturb`.
         best: whatever PyTorch has to be fast: the images' channels last; on a GPU bfloat16, cuDNN's
             search, a fused optimizer; ``compiled``: torch.compile. EMR's pass stays in float32 and
@@ -93,6 +94,7 @@ class Loop:
             torch.set_float32_matmul_precision("high")
         self.run = torch.compile(network, dynamic=False) if compiled else network
         self.half = best and on_gpu
+        self.low_attack = best and options["attack_precision"] == "bfloat16"
         self.optimizer = torch.optim.SGD(
             network.parameters(), 0.0, options["momentum"], fused=self.half or None
         )
@@ -100,8 +102,9 @@ class Loop:
     def restart(self, learning_rate):
         restart(self.optimizer, learning_rate)
 
-    def _casting(self):
-        return torch.autocast("cuda", torch.bfloat16) if self.half else contextlib.nullcontext()
+    def _casting(self, low):
+        kind = self.device.type
+        return torch.autocast(kind, torch.bfloat16) if low else contextlib.nullcontext()
 
     def _adversarial(self, x, y):
         self.network.eval()
@@ -109,7 +112,7 @@ class Loop:
             return self.attack(x, y)
         if self.best:  # a compiled backward pass would compute the weights' gradients as well
             self.network.requires_grad_(False)
-        with self._casting():
+        with self._casting(self.half or self.low_attack):
             found = perturb(
                 self.run, x, y, self.options, self.job == "trades", self.job in ("trades", "mart")
             )
@@ -118,7 +121,7 @@ class Loop:
         return found
 
     def _loss(self, x, x_adv, y):
-        with self._casting():
+        with self._casting(self.half):
             clean = self.run(x) if self.job in ("standard", "trades", "mart") else None
             adversarial = self.run(x_adv) if x_adv is not None else None
         clean, adversarial = (z if z is None else z.float() for z in (clean, adversarial))

@@ -13,7 +13,7 @@ from keras_emr import backend
 from keras_emr.network import Network
 
 OPTIONS = {"epsilon": 0.1, "step_size": 0.025, "steps": 10, "momentum": 0.9}
-OPTIONS |= {"trades_beta": 6.0, "mart_beta": 5.0, "emr": 0.01}
+OPTIONS |= {"trades_beta": 6.0, "mart_beta": 5.0, "emr": 0.01, "attack_precision": "float32"}
 
 
 def pair(name, shape, classes=10):
@@ -135,6 +135,22 @@ def test_channels_last_is_the_same_step(job):
     # Gradients that are zero but for rounding may have the other sign.
     assert best["loss"] == pytest.approx(plain["loss"], rel=0.03)
     assert (best["penalty"] is None) == (job != "at-emr")
+
+
+@pytest.mark.parametrize("best, attacked_in", [(True, "bfloat16"), (False, "float32")])
+def test_of_the_best_loop_the_attack_alone_may_be_in_bfloat16(monkeypatch, best, attacked_in):
+    kinds, conv = [], torch.nn.functional.conv2d
+
+    def watched(*arguments, **options):
+        result = conv(*arguments, **options)
+        kinds.append(str(result.dtype).removeprefix("torch."))
+        return result
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", lambda self, x, w, b: watched(x, w, b))
+    low = first_loss("at", OPTIONS | {"attack_precision": "bfloat16"}, best=best)
+    passes = kinds[::4][1:]  # of four convolutions; the first pass was for the scale
+    assert passes == [attacked_in] * 10 + ["float32"]
+    assert low["loss"] == pytest.approx(first_loss("at", OPTIONS)["loss"], rel=0.03)
 
 
 def test_a_step_trains_with_momentum_and_a_restart_forgets_it():
