@@ -8,7 +8,14 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.errors import UserError
 from keras_emr.losses import widen
-from keras_emr.substitution import changed, cheaper, precision, remembered, repeatable
+from keras_emr.substitution import (
+    cast_at_use,
+    changed,
+    cheaper,
+    precision,
+    remembered,
+    repeatable,
+)
 
 # Between the seeds of two passes: more draws than a layer makes in one.
 _APART = 1009
@@ -102,13 +109,13 @@ class Network:
             shape = _Outline(self.frozen()).compute_output_spec(images).shape
         return shape[-1]
 
-    def _call(self, values, x, training, compute="float32", twice=False):
+    def _call(self, values, x, training, changes, compute="float32"):
         # The scope is entered inside the function that is differentiated: entered around it,
         # JAX leaks tracers as soon as a layer writes state. It maps *all* variables, because
         # during `fit` Keras empties them on JAX and an unmapped one would read as None.
         scope = keras.StatelessScope(list(zip(self.model.variables, values, strict=True)))
         random_state = backend.preserve_random_state if training else contextlib.nullcontext
-        changes = precision(self._layers, compute) + cheaper(self._layers, twice)
+        changes = precision(self._layers, compute) + changes
         with scope, changed(changes), random_state():
             return self.model(x, training=training)
 
@@ -127,13 +134,16 @@ class Network:
                 each. ``None``: always the same.
         """
         seeds = () if noise is None else {id(v) for v in self.seed_states}
-        values = []
+        values, cast = [], cast_at_use(self._layers, compute)
         for variable in self.model.variables:
             value = ops.stop_gradient(ops.convert_to_tensor(variable))
+            if id(variable) in cast:
+                value = ops.cast(value, compute)
             if id(variable) in seeds:
                 value = value + ops.cast(noise, value.dtype) * ops.cast([0, _APART], value.dtype)
             values.append(value)
-        return lambda x: self._call(values, x, training, compute)
+        changes = cheaper(self._layers, constant=True)
+        return lambda x: self._call(values, x, training, changes, compute)
 
     def live(self, training=False, twice=False):
         """``x -> logits`` whose gradients reach the weights as well.
@@ -145,7 +155,8 @@ class Network:
         values = [
             v.value if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
-        return lambda x: self._call(values, x, training, twice=twice)
+        changes = cheaper(self._layers, twice)
+        return lambda x: self._call(values, x, training, changes)
 
     def at(self, weights, training=False):
         """``x -> logits`` with other values, tensors, in place of the trainable variables'."""
@@ -153,7 +164,8 @@ class Network:
         values = [
             next(given) if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
-        return lambda x: self._call(values, x, training)
+        changes = cheaper(self._layers)
+        return lambda x: self._call(values, x, training, changes)
 
 
 class _Outline(keras.Operation):

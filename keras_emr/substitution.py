@@ -48,7 +48,20 @@ def precision(layers, name):
     ]
 
 
-def cheaper(layers, twice=False):
+def cast_at_use(layers, name):
+    """Identities of the variables that ``layers``, computing in ``name``, cast whenever they use
+    them: in an attack once per step."""
+    if name == "float32":
+        return set()
+    casting = [layer for layer in layers if layer.autocast and layer.variable_dtype == "float32"]
+    exempt = {id(v) for layer in layers if not layer.autocast for v in layer.variables}
+    found = {
+        id(v) for layer in casting for v in layer.variables if v._autocast and v.dtype == "float32"
+    }
+    return found - exempt
+
+
+def cheaper(layers, twice=False, constant=False):
     """Changes by which ``layers`` give the same values at less cost; see ``backend.cheaper``.
 
     A rectifier and a max pooling are linear where they are differentiable at all, so a second
@@ -57,11 +70,13 @@ def cheaper(layers, twice=False):
 
     Args:
         twice: the results will be differentiated twice.
+        constant: the weights stay as they are at the first call, to the end of the changes' use.
     """
     parts = backend.cheaper(twice)
     found = []
     for layer in layers:
-        found += _rectified(layer, parts) + _pooled(layer, parts) + _convolved(layer, parts)
+        found += _rectified(layer, parts) + _pooled(layer, parts)
+        found += _convolved(layer, parts, constant)
     return found
 
 
@@ -155,13 +170,25 @@ def _pooled(layer, parts):
     return [(layer, "call", lambda inputs: parts["max_pool"](inputs, size))]
 
 
-def _convolved(layer, parts):
+def _convolved(layer, parts, constant):
     plain = type(layer) is keras.layers.Conv2D and layer.data_format == "channels_last"
     if "conv" not in parts or not plain or layer.groups > 1 or set(layer.dilation_rate) != {1}:
         return []
 
-    def convolution(inputs, kernel):
-        kernel = keras.ops.convert_to_tensor(kernel)
-        return parts["conv"](inputs, kernel, tuple(layer.strides), layer.padding)
+    biased, kept = layer.use_bias, []
 
-    return [(layer, "convolution_op", convolution)]
+    def arranged(kernel):
+        kernel = keras.ops.convert_to_tensor(kernel)
+        if "arranged" not in parts:
+            return kernel
+        if not (constant and kept):
+            kept[:] = [parts["arranged"](kernel)]
+        return kept[0]
+
+    def convolution(inputs, kernel):
+        kernel = arranged(kernel)
+        bias = keras.ops.convert_to_tensor(layer.bias) if biased else None
+        return parts["conv"](inputs, kernel, bias, tuple(layer.strides), layer.padding)
+
+    added = [(layer, "use_bias", False)] if biased else []
+    return [(layer, "convolution_op", convolution), *added]

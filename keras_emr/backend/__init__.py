@@ -12,7 +12,8 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``clip(x, low, high)``: ``x`` within two numbers;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
 * ``cheaper(twice)``: functions of layers with the same values and cheaper derivatives, by name
-  (``relu``, ``leaky_relu``, ``max_pool``, ``conv``); ``twice``: for second derivatives;
+  (``relu``, ``leaky_relu``, ``max_pool``, ``conv`` and what its kernel must be ``arranged`` by);
+  ``twice``: for second derivatives;
 * ``compiled(fn, variables)``: ``fn``, compiled where the backend does, reading ``variables`` live;
 * ``StepMixin``: ``train_step`` and ``test_step`` around the shared ``robust_step``;
 * ``SHAPES_COMPILED``: how often ``compiled`` compiles at most, whatever batch sizes come;

@@ -68,9 +68,10 @@ def _convolutions(window):
     return conv
 
 
-def _conv(x, kernel, strides, padding):
+def _conv(x, kernel, bias, strides, padding):
     window = {"window_strides": strides, "padding": padding.upper()}
-    return _convolutions(window)(x, kernel)
+    y = _convolutions(window)(x, kernel)
+    return y if bias is None else y + bias
 
 
 def cheaper(twice):

@@ -98,10 +98,40 @@ def _relu(x):
     return _Relu.apply(x, 0.0)
 
 
-def _max_pool(x, size):
-    return _MaxPool.apply(x.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
+# Keras copies what goes into a convolution or a pooling from (N, H, W, C) to (N, C, H, W), and for
+# a convolution back again. A permuted tensor is what PyTorch calls channels last: as it should be.
+
+
+def _pooling(apply):
+    def max_pool(x, size):
+        return apply(x.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
+
+    return max_pool
+
+
+def _arranged(kernel):
+    return kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _conv(x, kernel, bias, strides, padding):
+    x = x.permute(0, 3, 1, 2)
+    around = [0, 0]
+    if padding == "same":
+        sides = zip(x.shape[2:], kernel.shape[2:], strides, strict=True)
+        missing = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sides]
+        if any(m % 2 for m in missing):  # one more behind than before
+            (top, left), (bottom, right) = [m // 2 for m in missing], [-(-m // 2) for m in missing]
+            x = torch.nn.functional.pad(x, (left, right, top, bottom))
+        else:
+            around = [m // 2 for m in missing]
+    y = torch.nn.functional.conv2d(x, kernel, bias, strides, around)
+    return y.permute(0, 2, 3, 1)
 
 
 def cheaper(twice):
-    """Functions whose results cost less to differentiate, by name."""
-    return {"relu": _relu, "leaky_relu": _Relu.apply, "max_pool": _max_pool} if twice else {}
+    """Functions whose results cost less, or cost less to differentiate, by name."""
+    convolution = {"conv": _conv, "arranged": _arranged}
+    if not twice:
+        return {**convolution, "max_pool": _pooling(torch.nn.functional.max_pool2d)}
+    rectifiers = {"relu": _relu, "leaky_relu": _Relu.apply}
+    return {**convolution, **rectifiers, "max_pool": _pooling(_MaxPool.apply)}

@@ -227,7 +227,7 @@ def both(fn, x, weights):
 @pytest.mark.parametrize("make", [pictures, with_nan])
 def test_values_and_gradients_are_those_of_the_layer(name, twice, make):
     parts = backend.cheaper(twice)
-    assert set(parts) <= {*LAYERS, "conv"}  # each has its test here
+    assert set(parts) <= {*LAYERS, "conv", "arranged"}  # each has its test here
     if name not in parts:
         pytest.skip(f"{BACKEND} has no other {name}")
     x = make()
@@ -245,6 +245,66 @@ def test_values_and_gradients_are_those_of_the_layer(name, twice, make):
         if (BACKEND, name) != ("tensorflow", "max_pool"):  # its own may lose them
             assert np.isnan(want[0]).any() == (make is with_nan)
         assert np.count_nonzero(want[1]) >= want[0].size / 3
+
+
+CONVOLUTIONS = [
+    {"filters": 3, "kernel_size": 3},
+    {"filters": 2, "kernel_size": (2, 3), "padding": "same"},
+    {"filters": 3, "kernel_size": 3, "padding": "same", "strides": 2},
+    {"filters": 2, "kernel_size": (4, 1), "strides": (2, 1), "use_bias": False},
+    {"filters": 1, "kernel_size": 1, "strides": 2, "padding": "same"},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+@pytest.mark.parametrize("side", [(7, 5), (6, 8)])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_convolution_and_all_its_gradients_are_those_of_the_layer(options, side, twice):
+    layer = layers.Conv2D(**options, dtype="float64")
+    x = ref.tensor(pictures(side=side))
+    layer(x)
+    layer.set_weights([np.random.default_rng(1).normal(size=w.shape) for w in layer.weights])
+    changes = cheaper([layer], twice)
+    if not changes:
+        pytest.skip(f"{BACKEND} has no other convolution")
+
+    def all_of_it():
+        out = ref.numpy(layer(x))
+        weights = ref.tensor(np.random.default_rng(2).normal(size=out.shape))
+        into = ref.gradients(lambda x: ops.sum(layer(x) * weights), ref.numpy(x))
+        return [out, *into, *ref.weight_gradients(layer, lambda: ops.sum(layer(x) * weights))]
+
+    want = all_of_it()
+    with changed(changes):
+        got = all_of_it()
+    assert len(got) == len(want) == 3 + options.get("use_bias", True)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-10)
+        assert np.count_nonzero(w)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the others take kernels as they are")
+def test_an_attack_arranges_a_kernel_once_and_a_training_pass_every_time(monkeypatch):
+    from keras_emr.backend import torch_layers
+
+    made, arranged = [], torch_layers._arranged
+    monkeypatch.setattr(torch_layers, "_arranged", lambda k: made.append(k.dtype) or arranged(k))
+    model = randomized(nested())
+    network, (x, _) = Network(model), batch()
+    for compute in ("float32", "bfloat16"):
+        frozen = network.frozen(compute=compute)
+        logits = [ref.numpy(frozen(ref.tensor(x, "float32"))) for _ in range(3)]
+        assert [str(kind) for kind in made] == [f"torch.{compute}"] * 2  # two convolutions
+        np.testing.assert_array_equal(logits[0], logits[2])
+        made.clear()
+    kernel = next(v for v in model.trainable_variables if v.name == "kernel")
+    before = ref.numpy(network.frozen()(ref.tensor(x, "float32")))
+    made.clear()
+    for _ in range(2):
+        network(ref.tensor(x, "float32"), True)
+    assert len(made) == 4
+    kernel.assign(kernel + 1)  # a later attack sees it
+    assert np.abs(ref.numpy(network.frozen()(ref.tensor(x, "float32"))) - before).max() > 1e-2
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="the others differentiate convolutions well")
@@ -270,7 +330,7 @@ def test_derivatives_of_a_convolution_up_to_the_third(strides, padding):
         return jax.jit(lambda *a: (conv(*a), jax.grad(scalar, (0, 1))(*a), third(*a)))(x, kernel)
 
     ours = backend.cheaper(True)["conv"]
-    got = derivatives(lambda x, k: ours(x, k, strides, padding))
+    got = derivatives(lambda x, k: ours(x, k, None, strides, padding))
     want = derivatives(lambda x, k: ops.conv(x, k, strides=strides, padding=padding))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-10 * np.abs(w).max())
@@ -303,7 +363,8 @@ CHANGED = [
     ("leaky_relu", lambda: layers.LeakyReLU(0.1), "call"),
     ("max_pool", lambda: layers.MaxPooling2D(2), "call"),
     ("max_pool", lambda: layers.MaxPooling2D((3, 2), strides=(3, 2)), "call"),
-    ("conv", lambda: layers.Conv2D(2, 3, strides=2, padding="same"), "convolution_op"),
+    ("conv", lambda: layers.Conv2D(2, 3, strides=2, use_bias=False), "convolution_op"),
+    ("conv", lambda: layers.Conv2D(2, 3, padding="same"), "convolution_op use_bias"),
 ]
 KEPT = {
     "overlapping pooling": lambda: layers.MaxPooling2D(3, strides=2),
@@ -331,14 +392,13 @@ KEPT = {
 @pytest.mark.parametrize("twice", [False, True])
 def test_these_layers_are_changed_where_the_backend_gains_by_it(twice):
     parts = backend.cheaper(twice)
-    assert ("relu" in parts, "conv" in parts) == (
-        BACKEND != "jax" and twice,
-        BACKEND == "jax" and twice,
-    )
+    assert ("relu" in parts) == (BACKEND != "jax" and twice)
+    assert ("conv" in parts) == (BACKEND == "torch" or (BACKEND == "jax" and twice))
+    assert ("max_pool" in parts) == (BACKEND != "tensorflow" or twice)
     for part, make, attribute in CHANGED:
         layer = make()
         found = [name for _, name, _ in cheaper([layer], twice)]
-        assert found == ([attribute] if part in parts else []), part
+        assert found == (attribute.split() if part in parts else []), part
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -409,7 +469,7 @@ def nested():
 
 def attributes(model):
     """What every layer has of its own under the names that are changed, and calls otherwise."""
-    names = ("call", "activation", "convolution_op", "_dtype_policy")
+    names = ("call", "activation", "convolution_op", "use_bias", "_dtype_policy")
     return [
         (name, vars(layer).get(name, "not its own"))
         for layer in model._flatten_layers()
@@ -424,7 +484,7 @@ def test_every_layer_is_as_before_afterwards():
     emr_gradients(model, x, y)
     assert attributes(model) == before
     found = cheaper(model._flatten_layers(), True)
-    expected = {"tensorflow": 5, "torch": 5, "jax": 3}[BACKEND]
+    expected = {"tensorflow": 5, "torch": 9, "jax": 5}[BACKEND]
     assert len(found) == len({(id(t), name) for t, name, _ in found}) == expected
     with changed(found):
         inside = attributes(model)
@@ -594,7 +654,9 @@ def test_emr_in_mixed_precision_is_as_before(monkeypatch):
 
     (got, weights), _ = trained(), as_keras_has_it(monkeypatch)
     want, before = trained()
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    # On torch a convolution rounds to bfloat16 after its bias, and no longer before it too.
+    near = 2e-3 if BACKEND == "torch" else 1e-5
+    np.testing.assert_allclose(got, want, rtol=near)
     for g, w in zip(weights, before, strict=True):
         assert g.dtype == np.float32
-        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(g, w, rtol=10 * near, atol=near)

@@ -8,8 +8,8 @@ import pytest
 import keras_emr as ke
 from keras_emr.attacks.base import Objective
 from keras_emr.models.wide_resnet import wide_resnet
-from keras_emr.network import Network
-from keras_emr.substitution import changed
+from keras_emr.network import Network, layers_of
+from keras_emr.substitution import cast_at_use, changed
 from keras_emr.training.averaging import EMA
 from keras_emr.training.optimizers import SGD
 from keras_emr.training.weight_perturbation import AWP
@@ -125,3 +125,36 @@ def test_the_attacks_precision_is_saved(tmp_path):
 def test_an_unknown_precision_of_the_attack():
     with pytest.raises(ke.UserError, match=r"attack_precision.*'float16'.*float32, bfloat16"):
         ke.RobustClassifier(network(), "at", ke.PGD(0.1), attack_precision="float16")
+
+
+class Exact(keras.layers.Layer):
+    """Has a weight, and wants its float32."""
+
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.shift = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, x):
+        assert keras.backend.standardize_dtype(self.shift.value.dtype) == "float32"
+        return x + keras.ops.cast(self.shift, x.dtype)
+
+
+def test_weights_that_an_attack_in_bfloat16_would_cast_at_each_step_are_cast_ahead(monkeypatch):
+    stack = [keras.Input((6, 6, 1)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*stack, Exact(), keras.layers.Flatten(), keras.layers.Dense(3)])
+    layers = layers_of(model)
+    cast = cast_at_use(layers, "bfloat16")
+    names = [v.path.split("/")[-1] for v in model.variables if id(v) in cast]
+    assert names == ["kernel", "bias"] * 2  # BatchNorm keeps its own in float32
+    assert cast_at_use(layers, "float32") == set()
+
+    x = keras.ops.convert_to_tensor(images(8)[0])
+    ahead = Network(model).frozen(compute="bfloat16")(x)
+    monkeypatch.setattr("keras_emr.network.cast_at_use", lambda layers, name: set())
+    at_use = Network(model).frozen(compute="bfloat16")(x)
+    numbers = [
+        keras.ops.convert_to_numpy(keras.ops.cast(t, "float32"))
+        for t in (ahead, at_use, Network(model).frozen()(x))
+    ]
+    np.testing.assert_array_equal(numbers[0], numbers[1])
+    assert (numbers[0] != numbers[2]).any()
