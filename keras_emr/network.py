@@ -63,16 +63,16 @@ class Network:
             with changed(cheaper(self._layers)):
                 return self.model(x, training=training)
 
-        def twice(x):
+        def both(x):
             with changed(cheaper(self._layers, twice=True)), changed(remembered(self._layers)):
                 logits = self.model(x, training=training)
-                return widen(self._again(x)), logits
+                return widen(self._inference_beside(x)), logits
 
-        calm, logits, pullback = backend.vjp(twice, ops.stop_gradient(x))
-        self._passes.append((x, calm, pullback))
+        inference, logits, pullback = backend.vjp(both, ops.stop_gradient(x))
+        self._passes.append((x, inference, pullback))
         return logits
 
-    def _again(self, x):
+    def _inference_beside(self, x):
         return self.model(x, training=False)
 
     def vjp(self, x, training=False):
@@ -109,11 +109,13 @@ class Network:
             shape = _Outline(self.frozen()).compute_output_spec(images).shape
         return shape[-1]
 
-    def _call(self, values, x, training, changes, compute="float32"):
+    def _call(self, values, x, training, changes, compute="float32", cast=()):
         # The scope is entered inside the function that is differentiated: entered around it,
         # JAX leaks tracers as soon as a layer writes state. It maps *all* variables, because
         # during `fit` Keras empties them on JAX and an unmapped one would read as None.
         scope = keras.StatelessScope(list(zip(self.model.variables, values, strict=True)))
+        for update in cast:  # what the scope is made of it casts to the variable's dtype
+            scope.add_update(update)
         random_state = backend.preserve_random_state if training else contextlib.nullcontext
         changes = precision(self._layers, compute) + changes
         with scope, changed(changes), random_state():
@@ -125,7 +127,7 @@ class Network:
         return [g.state for layer in self._layers for g in getattr(layer, "_seed_generators", ())]
 
     def frozen(self, training=False, noise=None, compute="float32"):
-        """``x -> logits`` with constant weights: gradients reach the images only.
+        """``x -> logits`` with constant weights, those of now: gradients reach the images only.
 
         Args:
             training: mode of the model.
@@ -134,16 +136,16 @@ class Network:
                 each. ``None``: always the same.
         """
         seeds = () if noise is None else {id(v) for v in self.seed_states}
-        values, cast = [], cast_at_use(self._layers, compute)
+        values, cast, wanted = [], [], cast_at_use(self._layers, compute)
         for variable in self.model.variables:
             value = ops.stop_gradient(ops.convert_to_tensor(variable))
-            if id(variable) in cast:
-                value = ops.cast(value, compute)
+            if id(variable) in wanted:
+                cast.append((variable, ops.cast(value, compute)))
             if id(variable) in seeds:
                 value = value + ops.cast(noise, value.dtype) * ops.cast([0, _APART], value.dtype)
             values.append(value)
         changes = cheaper(self._layers, constant=True)
-        return lambda x: self._call(values, x, training, changes, compute)
+        return lambda x: self._call(values, x, training, changes, compute, cast)
 
     def live(self, training=False, twice=False):
         """``x -> logits`` whose gradients reach the weights as well.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 
@@ -16,7 +17,10 @@ _RELU = ("relu", "leaky_relu")
 
 @contextlib.contextmanager
 def changed(changes):
-    """Within the block every ``(object, attribute, value)`` of ``changes`` holds."""
+    """Within the block every ``(object, attribute, value)`` of ``changes`` holds.
+
+    For one thread at a time: blocks of two that overlap would undo each other's changes.
+    """
     before = []
     try:
         for target, name, value in changes:
@@ -49,8 +53,10 @@ def precision(layers, name):
 
 
 def cast_at_use(layers, name):
-    """Identities of the variables that ``layers``, computing in ``name``, cast whenever they use
-    them: in an attack once per step."""
+    """Identities of the variables that ``layers``, computing in ``name``, would cast at every use.
+
+    An attack uses its weights once per step, and they stay as they are.
+    """
     if name == "float32":
         return set()
     casting = [layer for layer in layers if layer.autocast and layer.variable_dtype == "float32"]
@@ -80,13 +86,12 @@ def cheaper(layers, twice=False, constant=False):
     return found
 
 
-# Other than in inference, but of one state: they draw numbers.
+# These draw numbers in training, and do nothing else that inference does not.
 _RANDOM = (
     keras.layers.AlphaDropout,
     keras.layers.Dropout,
     keras.layers.GaussianDropout,
     keras.layers.GaussianNoise,
-    keras.layers.SpatialDropout2D,
 )
 
 
@@ -97,25 +102,40 @@ def repeatable(layers):
     statistics are; of layers that are not Keras's nobody knows.
     """
     return all(
-        type(layer).__module__.split(".")[0] in ("keras", "keras_emr")
+        _known(type(layer))
         and not isinstance(layer, keras.layers.Lambda)
+        and _known(vars(layer).get("activation"))
         and getattr(layer, "activity_regularizer", None) is None
         and (not _tells_training(layer) or isinstance(layer, (*_RANDOM, keras.Model)))
         for layer in layers
     )
 
 
+def _known(part):
+    """Whether it is nothing, or of Keras or this package."""
+    module = part.__module__ if hasattr(part, "__module__") else ""
+    return part is None or module.split(".")[0] in ("keras", "keras_emr")
+
+
 def _tells_training(layer):
-    if type(layer) is keras.layers.Dense:
-        return layer.quantization_mode is not None  # the one case that is told apart
-    return "training" in inspect.signature(type(layer).call).parameters
+    """Whether it, or a layer inside it (as an activation is), does other things in training."""
+    if type(layer) is keras.layers.Dense and layer.quantization_mode is not None:
+        return True
+    return any(_takes_training(type(inner)) for inner in layer._flatten_layers())
+
+
+@functools.cache
+def _takes_training(kind):
+    # A Dense layer looks at it only when it is quantized.
+    return kind is not keras.layers.Dense and "training" in inspect.signature(kind.call).parameters
 
 
 def remembered(layers):
     """Changes by which those of ``layers`` that do the same in training and in inference compute
     once what they are asked twice: called with the very same tensor, they give the first answer.
 
-    Two passes then share all that precedes the first dropout, and so do their derivatives.
+    Two passes then share the layers before the first dropout (or before the first operation of a
+    functional model that is not a layer), and so do their derivatives.
     """
     return [
         (layer, "call", _remembering(layer.call)) for layer in layers if not _tells_training(layer)
@@ -126,7 +146,7 @@ def _remembering(call):
     asked = []  # with what was given, lest another tensor gets its identity
 
     def remembering(*args, **options):
-        if set(options) - {"training"}:
+        if any(value is not None for name, value in options.items() if name != "training"):
             return call(*args, **options)
         given = keras.tree.flatten(args)
         for before, answer in asked:
@@ -175,20 +195,19 @@ def _convolved(layer, parts, constant):
     if "conv" not in parts or not plain or layer.groups > 1 or set(layer.dilation_rate) != {1}:
         return []
 
-    biased, kept = layer.use_bias, []
+    arrange, kept = parts.get("arranged"), []
 
     def arranged(kernel):
-        kernel = keras.ops.convert_to_tensor(kernel)
-        if "arranged" not in parts:
+        if arrange is None:
             return kernel
-        if not (constant and kept):
-            kept[:] = [parts["arranged"](kernel)]
-        return kept[0]
+        if not (constant and kept and kept[0] is kernel):
+            kept[:] = kernel, arrange(kernel)
+        return kept[1]
 
-    def convolution(inputs, kernel):
-        kernel = arranged(kernel)
-        bias = keras.ops.convert_to_tensor(layer.bias) if biased else None
-        return parts["conv"](inputs, kernel, bias, tuple(layer.strides), layer.padding)
+    def call(inputs):
+        kernel = arranged(keras.ops.convert_to_tensor(layer.kernel))
+        bias = keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None
+        out = parts["conv"](inputs, kernel, bias, tuple(layer.strides), layer.padding)
+        return out if layer.activation is None else layer.activation(out)
 
-    added = [(layer, "use_bias", False)] if biased else []
-    return [(layer, "convolution_op", convolution), *added]
+    return [(layer, "call", call)]

@@ -113,7 +113,8 @@ def step_passes(classifier, x, y):
     """
     found = Passes()
     model_call = classifier.model.call
-    value_and_grad, vjp, kept_again = backend.value_and_grad, backend.vjp, Network._again
+    value_and_grad, vjp = backend.value_and_grad, backend.vjp
+    inference_beside = Network._inference_beside
 
     def forward(*args, training=None, **kwargs):
         found.forward += 1
@@ -123,8 +124,8 @@ def step_passes(classifier, x, y):
         found.to_input += 1
         return value_and_grad(fn, x)
 
-    def again(self, x):
-        logits = kept_again(self, x)
+    def beside(self, x):
+        logits = inference_beside(self, x)
         found.forward -= 1  # but for the layers from the first dropout on it is computed already
         return logits
 
@@ -158,7 +159,7 @@ def step_passes(classifier, x, y):
         mock.patch.object(backend, "value_and_grad", to_input),
         mock.patch.object(backend, "vjp", doubled),
         mock.patch.object(backend, "loop", loop),
-        mock.patch.object(Network, "_again", again),
+        mock.patch.object(Network, "_inference_beside", beside),
         mock.patch.object(Network, "live", learning(Network.live)),
         mock.patch.object(Network, "at", learning(Network.at)),
         changed([(classifier.model, "call", forward)]),

@@ -150,8 +150,16 @@ def test_weights_that_an_attack_in_bfloat16_would_cast_at_each_step_are_cast_ahe
 
     x = keras.ops.convert_to_tensor(images(8)[0])
     ahead = Network(model).frozen(compute="bfloat16")(x)
+    dense, used = model.layers[-1], []
+    call = dense.call
+    object.__setattr__(dense, "call", lambda x, **o: used.append(dense.kernel.value) or call(x))
+    frozen = Network(model).frozen(compute="bfloat16")
+    for _ in range(2):
+        frozen(x)
+    assert used[0] is used[1]  # a cast would make another
     monkeypatch.setattr("keras_emr.network.cast_at_use", lambda layers, name: set())
     at_use = Network(model).frozen(compute="bfloat16")(x)
+    assert used[2] is not used[1]
     numbers = [
         keras.ops.convert_to_numpy(keras.ops.cast(t, "float32"))
         for t in (ahead, at_use, Network(model).frozen()(x))

@@ -10,6 +10,7 @@ from keras_emr.network import Network
 from tests.builders import images, network, snapshot
 
 X, Y = images(16)
+FLATTEN = 4  # of the layers of `convolutional`
 CASES = {
     "at": ("at", {}),
     "trades": ("trades", {}),
@@ -73,12 +74,16 @@ def calls_of(model, layer, **step):
 def test_layers_before_the_dropout_are_called_once_for_both():
     # Two attack steps, the clean accuracy, the loss with EMR.
     model = convolutional()
-    assert calls_of(model, model.layers[1]) == 2 + 1 + 1
+    assert calls_of(model, model.layers[FLATTEN]) == 2 + 1 + 1
     model = convolutional()
     assert calls_of(model, model.layers[-1]) == 2 + 1 + 2
     # Images that may depend on what is learned: not shared.
     model = convolutional()
-    assert calls_of(model, model.layers[1], found=True) == 1 + 2
+    assert calls_of(model, model.layers[FLATTEN], found=True) == 1 + 2
+
+
+def dense(**options):
+    return keras.Sequential([keras.Input((4,)), layers.Dense(3, **options)])
 
 
 class Own(layers.Layer):
@@ -95,16 +100,13 @@ class Own(layers.Layer):
         (lambda: network(batch_norm=False), True),
         (lambda: keras.Sequential([keras.Input((4,)), Own(), layers.Dense(3)]), False),
         (lambda: keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x)]), False),
-        (
-            lambda: keras.Sequential(
-                [keras.Input((4,)), layers.Dense(3, activity_regularizer="l2")]
-            ),
-            False,
-        ),
-        (
-            lambda: keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="mixed_bfloat16")]),
-            False,
-        ),
+        (lambda: dense(activation="tanh"), True),
+        (lambda: dense(activation=lambda x: keras.random.dropout(x, 0.5)), False),
+        (lambda: dense(activation=Own()), False),
+        (lambda: dense(activation=layers.Dropout(0.5)), False),
+        (lambda: dense(activation=layers.BatchNormalization()), False),
+        (lambda: dense(activity_regularizer="l2"), False),
+        (lambda: dense(dtype="mixed_bfloat16"), False),
     ],
 )
 def test_which_networks_share(model, shared):
@@ -112,10 +114,15 @@ def test_which_networks_share(model, shared):
 
 
 def test_nothing_stays_changed_or_remembered():
-    model = convolutional()
+    model, x = convolutional(), keras.ops.convert_to_tensor(X)
     trained(model, "at", {}, steps=1)
     assert all("call" not in vars(layer) for layer in model.layers)
-    first = Network(model)(keras.ops.convert_to_tensor(X), False)
-    other = Network(model)(keras.ops.convert_to_tensor(1 - X), False)
-    first, other = (keras.ops.convert_to_numpy(keras.ops.stop_gradient(t)) for t in (first, other))
-    assert np.abs(first - other).max() > 1e-3
+    network = Network(model)
+    network(x, False, sloped=True)
+    before = numbers(network(x, False, sloped=True))
+    model.layers[1].kernel.assign(model.layers[1].kernel + 1)
+    assert np.abs(numbers(network(x, False, sloped=True)) - before).max() > 1e-3
+
+
+def numbers(tensor):
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(tensor))
