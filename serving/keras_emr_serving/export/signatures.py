@@ -100,7 +100,7 @@ class Served(tf.Module):
 
     def margins(self, image):
         """Logits (N, K), and effective margins (N,) of the predicted class by norm."""
-        logits, pullback = backend.vjp(self.logits, image)
+        logits, _, pullback = backend.vjp(lambda x: (self.logits(x), ()), image)
         l2, linf = boundary_distances(logits, pullback, tf.argmax(logits, axis=-1))
         return logits, {"l2": l2, "linf": linf}
 
