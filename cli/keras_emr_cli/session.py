@@ -90,8 +90,8 @@ def _silent_stderr():
 
 
 def _use_onednn():
-    # TensorFlow turns it on by itself for some processors only. A fifth of an adversarial step on
-    # the AMD one it was measured on; results differ by rounding, a server's errors in wording.
+    # TensorFlow turns it on by itself for some processors only, and adversarial steps are faster on
+    # the others too; results differ by rounding, a server's errors in wording.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

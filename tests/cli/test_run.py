@@ -217,6 +217,10 @@ def test_report(run):
     best = max(rows, key=lambda row: row["val_robust_accuracy"])
     assert results[1]["epoch"] == best["epoch"]
     assert results[1]["chosen_by"] == "val_robust_accuracy"
+    # The baseline is judged by the same attack, but neither chosen nor validated by one.
+    assert results[0]["chosen_by"] == "val_accuracy"
+    for row in history(run.path / "baseline"):
+        assert "val_accuracy" in row and "val_robust_accuracy" not in row
     for result in results:
         attack = result["attack"]
         assert (attack["name"], attack["norm"], attack["steps"]) == ("pgd", "linf", 2)
