@@ -156,24 +156,44 @@ class LearnedAttack(Attack):
             ``(surrogate, (x_adv, value))``: mean over the images that ``phi`` learns from, scalar;
             last images (N, H, W, C); the objective at the former.
         """
+        total = 0.0
+
+        def learn(weight, before, image, gradient, slope):
+            nonlocal total
+            if weight > 0:
+                total = total + weight * self._gain(before, image, slope)
+
+        images, value = self._run(objective, x, state, learn)
+        return total / ops.cast(ops.shape(value)[0], x.dtype), (images, value)
+
+    def _run(self, objective, x, state, learn):
+        """All steps; ``learn`` is told of each what ``phi`` learns from.
+
+        Args:
+            learn: called with ``w_t``, the images before and after the step, and the gradient at
+                each (the latter ``None`` where a last step has no weight).
+
+        Returns:
+            ``(x_adv, value)`` as of :meth:`unroll`.
+        """
         reads = self.maximizer.reads_gradient
         gradient = objective.gradient(ops.stop_gradient(state[0])) if reads else None
         parts = self._learners(x)
         learners = objective.of_rows(parts[0])
         # The cells' zeros need no products.
         states = [tuple(s[rows] for s in state[: 1 + self.latent]) for rows in parts]
-        total = 0.0
         for t, weight in enumerate(self.weights):
             if t and self.bptt_horizon and t % self.bptt_horizon == 0:
                 states = keras.tree.map_structure(ops.stop_gradient, states)
             before = states[0][0]
+            seen = [gradient[rows] if reads else None for rows in parts]
             states = [
-                self._move(x[rows], state, gradient[rows] if reads else None)
-                for rows, state in zip(parts, states, strict=True)
+                self._move(x[rows], state, part)
+                for rows, state, part in zip(parts, states, seen, strict=True)
             ]
             if len(states) > 1:
                 states[1] = keras.tree.map_structure(ops.stop_gradient, states[1])
-            image = ops.stop_gradient(states[0][0])
+            image, slope = ops.stop_gradient(states[0][0]), None
             last = t + 1 == self.steps
             if reads and not last:
                 gradient = objective.gradient(_joined(image, states))
@@ -182,11 +202,31 @@ class LearnedAttack(Attack):
                 value, slope = learners.value_and_gradient(image)
             else:
                 value = ops.stop_gradient(learners.value(image))
-            if weight > 0:
-                gain = ops.sum(slope * states[0][0])
-                total = total + weight * (gain - self.maximizer.penalty(states[0][0] - before))
-        mean = total / ops.cast(ops.shape(image)[0], x.dtype)
-        return mean, (_joined(image, states), value)
+            learn(weight, before, states[0][0], seen[0], slope)
+        return _joined(image, states), value
+
+    def _gain(self, before, image, slope):
+        """What a step adds to the surrogate, summed over the images."""
+        return ops.sum(slope * image) - self.maximizer.penalty(image - before)
+
+    def _replay(self, x, state, gradients):
+        """:meth:`unroll`'s surrogate, summed, from the gradients (T + 1) that a run has met."""
+
+        def step(carry, record):
+            state, total = carry
+            gradient, slope, weight, cut = record
+            if self.bptt_horizon:
+                state = tuple(ops.where(cut, ops.stop_gradient(s), s) for s in state)
+            moved = self._move(x, state, gradient)
+            return moved, total + weight * self._gain(state[0], moved[0], slope)
+
+        seen, slopes = ops.stack(gradients[:-1]), ops.stack(gradients[1:])
+        weights = ops.convert_to_tensor(self.weights, x.dtype)
+        cuts = [bool(self.bptt_horizon and t % self.bptt_horizon == 0) for t in range(self.steps)]
+        cuts = ops.convert_to_tensor(cuts, "bool")
+        # The first step starts without the cells' zeros.
+        start = step((state, ops.zeros((), x.dtype)), (seen[0], slopes[0], weights[0], False))
+        return backend.chain(step, start, (seen[1:], slopes[1:], weights[1:], cuts[1:]))[1]
 
     def _learners(self, x):
         """Rows of the images that ``phi`` learns from, and of the others if there are any."""
@@ -215,14 +255,33 @@ class LearnedAttack(Attack):
             ``phi`` learns from, and the gradient of ``L(phi)`` by each weight of the maximizer.
         """
         state = self.begin(objective, x, drawn)
+        if backend.chain and getattr(self.maximizer, "pointwise", False):
+            run, surrogate = self._recorded(objective, x, state)
+        else:
+            run, surrogate = None, lambda: self.unroll(objective, x, state)
         weights = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
 
-        def surrogate(weights):
+        def of_weights(weights):
             with keras.StatelessScope(list(zip(self.variables, weights, strict=True))):
-                return self.unroll(objective, x, state)
+                return surrogate()
 
-        (x_adv, value), gradients = backend.gradient(surrogate, weights)
-        return x_adv, value, gradients
+        found, gradients = backend.gradient(of_weights, weights)
+        return *(run or found), gradients
+
+    def _recorded(self, objective, x, state):
+        """The attack, run without derivatives, and the surrogate that repeats its cells alone."""
+        rows = self._learners(x)[0]
+        gradients = []
+
+        def learn(weight, before, image, gradient, slope):
+            gradients.append(gradient)
+            if len(gradients) == self.steps:
+                gradients.append(ops.zeros_like(image) if slope is None else slope)
+
+        run = self._run(objective, x, state, learn)
+        start = tuple(s[rows] for s in state[: 1 + self.latent])
+        count = ops.cast(ops.shape(start[0])[0], x.dtype)
+        return run, lambda: (self._replay(x[rows], start, gradients) / count, ())
 
     def describe(self):
         facts = super().describe()

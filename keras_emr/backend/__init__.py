@@ -8,9 +8,12 @@ Each backend module provides the same few things, all else is ``keras.ops``:
 * ``vjp(fn, x)``: logits, an aux and the logits' differentiable pullback (what second-order
   penalties need);
 * ``tanh(x)``: the backend's fastest, to rounding of 1 (not relative to small results);
-* ``mix(kernel, columns)``: the product of a small matrix and one of very many columns;
+* ``mix(kernel, columns, parts)``: the product of a small matrix and one of very many columns, as
+  that many parts of its rows;
 * ``clip(x, low, high)``: ``x`` within two numbers;
 * ``loop(n, body, state)``: the backend's fastest way to repeat ``body``;
+* ``chain(step, state, records)``: recorded steps made again, to go back through them; ``None``
+  where that is no faster than going back through the steps as they were made;
 * ``cheaper(twice)``: functions of layers with the same values and cheaper derivatives, by name
   (``relu``, ``leaky_relu``, ``max_pool``, ``conv`` and what its kernel must be ``arranged`` by);
   ``twice``: for second derivatives;
@@ -47,6 +50,7 @@ vjp = _module.vjp
 tanh = _module.tanh
 clip = _module.clip
 loop = _module.loop
+chain = _module.chain
 mix = _module.mix
 cheaper = _module.cheaper
 compiled = _module.compiled
@@ -64,6 +68,7 @@ __all__ = [
     "SHAPES_COMPILED",
     "StepMixin",
     "accelerated",
+    "chain",
     "cheaper",
     "clip",
     "compiled",

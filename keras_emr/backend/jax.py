@@ -62,8 +62,13 @@ def vjp(fn, x):
 
 
 tanh = keras.ops.tanh
-mix = keras.ops.matmul
 clip = keras.ops.clip
+
+
+def mix(kernel, columns, parts=1):
+    """``kernel @ columns``, kernel (A, B) and very many columns (B, M), in ``parts`` of rows."""
+    product = keras.ops.matmul(kernel, columns)
+    return keras.ops.split(product, parts, axis=0) if parts > 1 else [product]
 
 
 def loop(n, body, state, unroll=False):
@@ -73,6 +78,24 @@ def loop(n, body, state, unroll=False):
             state = body(i, state)
         return state
     return keras.ops.fori_loop(0, n, body, state)
+
+
+def chain(step, state, records):
+    """``state = step(state, record)`` for all ``records``, to be differentiated.
+
+    Of a step as many values are kept as its state has. Steps one after the other would be merged
+    by XLA, on the way back, into loops that each go through all the steps before again.
+
+    Args:
+        step: ``(state, record) -> state``.
+        state, records: nested arrays; records are stacked along a first axis.
+    """
+
+    @jax.checkpoint
+    def body(state, record):
+        return step(state, record), None
+
+    return jax.lax.scan(body, state, records)[0]
 
 
 # Each batch size anew.

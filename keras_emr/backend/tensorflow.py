@@ -83,8 +83,13 @@ def vjp(fn, x):
 
 
 tanh = keras.ops.tanh
-mix = keras.ops.matmul
 clip = keras.ops.clip
+
+
+def mix(kernel, columns, parts=1):
+    """``kernel @ columns``, kernel (A, B) and very many columns (B, M), in ``parts`` of rows."""
+    product = keras.ops.matmul(kernel, columns)
+    return keras.ops.split(product, parts, axis=0) if parts > 1 else [product]
 
 
 def loop(n, body, state, unroll=False):
@@ -97,6 +102,9 @@ def loop(n, body, state, unroll=False):
     # TensorFlow assigns in an order that a cycle upsets: a tenth of an adversarial step.
     step = tf.function(body, autograph=False, experimental_attributes={"_noinline": True})
     return keras.ops.fori_loop(0, n, step, state)
+
+
+chain = None  # the way back goes through the steps as they were made
 
 
 # The first batch size, and then any.

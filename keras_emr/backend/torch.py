@@ -94,6 +94,9 @@ def loop(n, body, state, unroll=False):
     return state
 
 
+chain = None  # the way back goes through the steps as they were made
+
+
 SHAPES_COMPILED = 0
 
 

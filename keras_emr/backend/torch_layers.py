@@ -49,9 +49,13 @@ class _Mix(torch.autograd.Function):
         return of_kernel, of_columns
 
 
-def mix(kernel, columns):
-    """``kernel @ columns`` for a kernel (A, B) and very many columns (B, M)."""
-    return _Mix.apply(keras.ops.convert_to_tensor(kernel), columns)
+def mix(kernel, columns, parts=1):
+    """``kernel @ columns`` for a kernel (A, B) and very many columns (B, M), in ``parts`` of rows.
+
+    Products of their own: on the way back those of a joint one would be copied together again.
+    """
+    kernel = keras.ops.convert_to_tensor(kernel)
+    return [_Mix.apply(rows, columns) for rows in kernel.chunk(parts)]
 
 
 class _Relu(torch.autograd.Function):

@@ -58,6 +58,7 @@ class LearnedMaximizer(keras.layers.Layer):
     """
 
     reads_gradient = True
+    pointwise = True  # pixels are each for themselves: no convolution, slow in a loop on jax
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class LearnedMaximizer(keras.layers.Layer):
             else:
                 signal = ops.tanh(drives[0])
             state += [signal, *memory]
-        step = backend.mix(self.output_kernel, signal)
+        (step,) = backend.mix(self.output_kernel, signal)
         if self.output_bias is not None:
             step = step + self.output_bias
         if self._bounded:
@@ -172,20 +173,15 @@ class LearnedMaximizer(keras.layers.Layer):
         return ops.reshape(step, ops.shape(gradient)), tuple(state)
 
     def _drives(self, i, signal, hidden):
-        """What goes into the gates of cell ``i``: (H, N * pixels) each.
-
-        One product for every gate: slices of a joint one would be padded again, in full size, on
-        the way back.
-        """
+        """What goes into the gates of cell ``i``: (H, N * pixels) each."""
         kernel, seen = self.kernels[i], signal
         if hidden is not None:
             kernel = ops.concatenate([kernel, self.recurrent_kernels[i]], axis=1)
             seen = ops.concatenate([seen, hidden], axis=0)
-        drives = []
-        for begin in range(0, kernel.shape[0], self.hidden):
-            rows = slice(begin, begin + self.hidden)
-            drive = backend.mix(kernel[rows], seen)
-            drives.append(drive + self.biases[i][rows] if self.use_bias else drive)
+        drives = backend.mix(kernel, seen, kernel.shape[0] // self.hidden)
+        if self.use_bias:
+            biases = ops.split(self.biases[i], len(drives), axis=0)
+            drives = [drive + bias for drive, bias in zip(drives, biases, strict=True)]
         return drives
 
     def penalty(self, step):
