@@ -322,7 +322,7 @@ def test_an_interrupted_export_cleans_up(tmp_path, run, data, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.long)])
 def test_a_run_of_another_backend(tmp_path, data, backend, jax_cache):
     options = (*TINY, "--model", "small-cnn", "--data", data, "--epsilon", "0.1", "--out", "run")
     trained = shell("train", *options, "--backend", backend, cwd=tmp_path, **jax_cache)

@@ -187,6 +187,7 @@ def test_a_preset_repeats_from_its_config(capfd, data):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mail_burns_in_as_long_when_a_run_gets_more_epochs(capfd, data):
     arguments = ("train", *TINY, "--data", data, "--defense", "mail-at", "--epochs", 3)
     assert call(capfd, *arguments, "--out", "run").code == 0
@@ -309,7 +310,11 @@ def test_models_work_without_keras_emr(run, data, tmp_path):
 
 @pytest.fixture(
     scope="module",
-    params=["tensorflow", *(pytest.param(b, marks=pytest.mark.slow) for b in ("jax", "torch"))],
+    params=[
+        "tensorflow",
+        pytest.param("jax", marks=pytest.mark.slow),
+        pytest.param("torch", marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def twins(request, tmp_path_factory, jax_cache):
     """Two processes train the same models: the folder with their runs, and how each call ended.

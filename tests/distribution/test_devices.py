@@ -132,6 +132,12 @@ def test_devices_and_processes_on_jax(tmp_path):
 
 @pytest.mark.slow
 def test_two_replicas_on_tensorflow(tmp_path):
+    both(tmp_path, "tensorflow", ["trades-emr", "rnn-trades"], [["devices=2"]])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_everything_on_two_replicas_of_tensorflow(tmp_path):
     both(tmp_path, "tensorflow", NO_BATCH_NORM, [["devices=2"]])
 
 
