@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import importlib.util
 import logging
@@ -35,7 +36,7 @@ def select_backend(name: str) -> None:
     if name == "torch":
         _keep_freed_memory()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with _silent_stderr():
+    with _silent_stderr(), _uncollected():
         importlib.import_module("keras")
         if importlib.util.find_spec("tensorflow"):
             # Keras loads it on every backend anyway, as soon as a seed is set or a model is saved.
@@ -72,6 +73,21 @@ def quiet_tensorflow():
     _use_onednn()
     with _silent_stderr():
         yield
+
+
+@contextmanager
+def _uncollected():
+    """Keep Python's garbage collector from what is imported in the block, now and later."""
+    # Half a million objects that stay: each full collection would look at them all again.
+    if "tensorflow" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @contextmanager

@@ -167,6 +167,19 @@ def accelerated():
     return any(d.device_type != "CPU" for d in tf.config.list_physical_devices())
 
 
+def _without_tuning(iterator):
+    """Turn off tf.data's search for buffer sizes where Keras feeds it from a ``PyDataset``.
+
+    There is nothing to be found, and every few epochs their end waits up to a second for it.
+    """
+    given = getattr(getattr(iterator, "data_adapter", None), "py_dataset", None)
+    dataset = getattr(iterator, "_distributed_dataset", None)
+    if given is not None and isinstance(dataset, tf.data.Dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        iterator._distributed_dataset = dataset.with_options(options)
+
+
 class StepMixin:
     """``train_step`` and ``test_step`` of :class:`RobustClassifier` on TensorFlow."""
 
@@ -174,6 +187,7 @@ class StepMixin:
         """Nothing to do: variables hold their values during ``fit``."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        _without_tuning(iterator)
         # Keras builds a distributed model by its first batch, which fails where that lies on
         # several hosts; `fit` has built this one.
         if not replicas.several_hosts():

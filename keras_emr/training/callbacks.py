@@ -236,8 +236,8 @@ class Recorder(keras.callbacks.Callback):
         self.elapsed = 0.0
         self.folder.write_history(self.rows)
         with self.model.averaged():
+            self.folder.save_model(self.model.model, self.folder.last)
             if self.best is self.rows[-1]:
-                self.folder.save_model(self.model.model, self.folder.best)
+                self.folder.copy(self.folder.last, self.folder.best)
                 if self.model.maximizer is not None:
                     self.folder.save_model(self.model.maximizer, self.folder.maximizer)
-            self.folder.save_model(self.model.model, self.folder.last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -121,6 +122,16 @@ class RunFolder:
 
         with in_place_of(path) as aside:
             keras.saving.save_model(model, aside)
+
+    @staticmethod
+    def copy(source: Path, path: Path):
+        """Put a copy of the file ``source`` in the place of ``path``.
+
+        Raises:
+            NotWritten: as on a full disk.
+        """
+        with in_place_of(path) as aside:
+            shutil.copyfile(source, aside)
 
     def has_results(self):
         """Whether a run has trained here."""

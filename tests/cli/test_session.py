@@ -97,3 +97,17 @@ def test_xla_gets_the_flags_that_the_user_did_not_give(chosen, given, flags):
 @pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.10.0"])
 def test_xla_gets_no_flags_that_another_version_may_not_know(chosen, version):
     assert chosen("jax", version, XLA_FLAGS="--mine=1")[1] == "--mine=1"
+
+
+def test_what_is_imported_is_not_collected():
+    code = """
+import gc
+from keras_emr_cli.session import select_backend
+counts = []
+for _ in range(2):
+    select_backend("tensorflow")
+    counts.append(gc.get_freeze_count())
+print(gc.isenabled(), counts[0] > 100_000, counts[0] == counts[1])
+"""
+    done = python("-c", code)
+    assert done.out.split() == ["True"] * 3, done.err

@@ -8,6 +8,7 @@ import keras
 import pytest
 
 import keras_emr as ke
+from keras_emr.data.batches import TrainBatches
 from keras_emr.defenses.adversarial_training import AdversarialTraining
 from tests.builders import images, network
 from tests.counters import BACKEND, watch
@@ -51,6 +52,22 @@ def test_an_attacks_steps_upload_nothing(name):
     """Each upload waits for the device: Keras makes a few a step, an attack's step none."""
     short, long = (fit(epochs=1, **CASES[name](steps)).uploads for steps in (1, 4))
     assert 0 < short == long
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tensorflow only")
+@pytest.mark.parametrize("batchwise", [True, False])
+def test_no_epoch_waits_for_a_search_of_buffer_sizes(monkeypatch, batchwise):
+    """tf.data's tuner holds an epoch's end up: off where Keras feeds it from a PyDataset."""
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+    begun, begin = [], TFEpochIterator.reset
+    monkeypatch.setattr(TFEpochIterator, "reset", lambda self: begun.append(self) or begin(self))
+    robust = ke.RobustClassifier(network(), **CASES["at"](1))
+    robust.compile("sgd")
+    x, y = images(8)
+    robust.fit(*((TrainBatches(x, y, 4),) if batchwise else (x, y, 4)), verbose=0)
+    (tuned,) = {it._distributed_dataset.options().autotune.enabled is not False for it in begun}
+    assert tuned is not batchwise
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="tensorflow compiles for any number of images")
