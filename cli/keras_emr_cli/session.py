@@ -77,17 +77,17 @@ def quiet_tensorflow():
 
 @contextmanager
 def _uncollected():
-    """Keep Python's garbage collector from what is imported in the block, now and later."""
+    """Keep Python's garbage collector from what there is after imports in the block."""
     # Half a million objects that stay: each full collection would look at them all again.
-    if "tensorflow" in sys.modules or not gc.isenabled():
+    if "keras" in sys.modules or not gc.isenabled():
         yield
         return
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
         gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -167,11 +167,13 @@ class LearnedAttack(Attack):
         return total / ops.cast(ops.shape(value)[0], x.dtype), (images, value)
 
     def _run(self, objective, x, state, learn):
-        """All steps; ``learn`` is told of each what ``phi`` learns from.
+        """All steps; after each ``learn`` is called with what ``phi`` can learn from.
 
         Args:
-            learn: called with ``w_t``, the images before and after the step, and the gradient at
-                each (the latter ``None`` where a last step has no weight).
+            learn: ``(w_t, before, after, gradient, slope)``: the images that ``phi`` learns from
+                before and after the step, and the objective's gradients there. ``None`` for one
+                that was not computed: the first where the maximizer reads none, the second where
+                moreover, or at the last step, ``w_t`` is zero.
 
         Returns:
             ``(x_adv, value)`` as of :meth:`unroll`.
@@ -220,13 +222,16 @@ class LearnedAttack(Attack):
             moved = self._move(x, state, gradient)
             return moved, total + weight * self._gain(state[0], moved[0], slope)
 
-        seen, slopes = ops.stack(gradients[:-1]), ops.stack(gradients[1:])
-        weights = ops.convert_to_tensor(self.weights, x.dtype)
-        cuts = [bool(self.bptt_horizon and t % self.bptt_horizon == 0) for t in range(self.steps)]
-        cuts = ops.convert_to_tensor(cuts, "bool")
-        # The first step starts without the cells' zeros.
-        start = step((state, ops.zeros((), x.dtype)), (seen[0], slopes[0], weights[0], False))
-        return backend.chain(step, start, (seen[1:], slopes[1:], weights[1:], cuts[1:]))[1]
+        gradients, weights = ops.stack(gradients), ops.convert_to_tensor(self.weights, x.dtype)
+        # Of its own, because it starts without the cells' zeros.
+        first = gradients[0], gradients[1], weights[0], False
+        carry = step((state, ops.zeros((), x.dtype)), first)
+        if self.steps > 1:
+            horizon = self.bptt_horizon or self.steps
+            cuts = [t % horizon == 0 for t in range(1, self.steps)]
+            cuts = ops.convert_to_tensor(cuts, "bool")
+            carry = backend.chain(step, carry, (gradients[1:-1], gradients[2:], weights[1:], cuts))
+        return carry[1]
 
     def _learners(self, x):
         """Rows of the images that ``phi`` learns from, and of the others if there are any."""
@@ -255,18 +260,19 @@ class LearnedAttack(Attack):
             ``phi`` learns from, and the gradient of ``L(phi)`` by each weight of the maximizer.
         """
         state = self.begin(objective, x, drawn)
-        if backend.chain and getattr(self.maximizer, "pointwise", False):
-            run, surrogate = self._recorded(objective, x, state)
+        if backend.chain and getattr(self.maximizer, "replayable", False):
+            found, surrogate = self._recorded(objective, x, state)
         else:
-            run, surrogate = None, lambda: self.unroll(objective, x, state)
+            found, surrogate = None, lambda: self.unroll(objective, x, state)
         weights = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.variables]
 
         def of_weights(weights):
             with keras.StatelessScope(list(zip(self.variables, weights, strict=True))):
                 return surrogate()
 
-        found, gradients = backend.gradient(of_weights, weights)
-        return *(run or found), gradients
+        unrolled, gradients = backend.gradient(of_weights, weights)
+        x_adv, value = unrolled if found is None else found
+        return x_adv, value, gradients
 
     def _recorded(self, objective, x, state):
         """The attack, run without derivatives, and the surrogate that repeats its cells alone."""
@@ -281,7 +287,7 @@ class LearnedAttack(Attack):
         run = self._run(objective, x, state, learn)
         start = tuple(s[rows] for s in state[: 1 + self.latent])
         count = ops.cast(ops.shape(start[0])[0], x.dtype)
-        return run, lambda: (self._replay(x[rows], start, gradients) / count, ())
+        return run, lambda: (self._replay(x[rows], start, gradients) / count, None)
 
     def describe(self):
         facts = super().describe()

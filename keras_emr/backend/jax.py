@@ -83,8 +83,8 @@ def loop(n, body, state, unroll=False):
 def chain(step, state, records):
     """``state = step(state, record)`` for all ``records``, to be differentiated.
 
-    Of a step as many values are kept as its state has. Steps one after the other would be merged
-    by XLA, on the way back, into loops that each go through all the steps before again.
+    Only each step's state is kept; on the way back the rest is computed again. Of unrolled steps
+    XLA would fuse the ways back, so that each goes through those of all later steps once more.
 
     Args:
         step: ``(state, record) -> state``.

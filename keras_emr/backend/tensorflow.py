@@ -174,7 +174,9 @@ def _without_tuning(iterator):
     """
     given = getattr(getattr(iterator, "data_adapter", None), "py_dataset", None)
     dataset = getattr(iterator, "_distributed_dataset", None)
-    if given is not None and isinstance(dataset, tf.data.Dataset):
+    if given is None or not isinstance(dataset, tf.data.Dataset):
+        return
+    if dataset.options().autotune.enabled is not False:  # validation's comes again every epoch
         options = tf.data.Options()
         options.autotune.enabled = False
         iterator._distributed_dataset = dataset.with_options(options)

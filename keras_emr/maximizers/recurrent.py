@@ -58,7 +58,7 @@ class LearnedMaximizer(keras.layers.Layer):
     """
 
     reads_gradient = True
-    pointwise = True  # pixels are each for themselves: no convolution, slow in a loop on jax
+    replayable = True  # cheap to call again (`backend.chain`), and has no convolution
 
     def __init__(
         self,

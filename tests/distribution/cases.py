@@ -20,7 +20,7 @@ BATCH, EPSILON = 16, 0.1
 
 
 def _learned(**options):
-    return ke.LearnedAttack(EPSILON, maximizer=ke.LearnedMaximizer(hidden=3), steps=2, **options)
+    return ke.LearnedAttack(EPSILON, maximizer=ke.LearnedMaximizer(hidden=3), steps=3, **options)
 
 
 # Name: (BatchNorm, arguments of the classifier, clipping of the optimizer).
@@ -45,7 +45,8 @@ CASES = {
         },
         None,
     ),
-    # Its maximizer magnifies rounding, to which a sign at a gradient near zero would add a step.
+    # A maximizer magnifies rounding; the sign in the referee that it would have by default adds a
+    # whole step where a gradient is near zero.
     "rnn-trades": (
         False,
         lambda: {

@@ -96,7 +96,7 @@ def both(tmp_path, backend, names, job):
 @pytest.mark.slow
 def test_four_devices_on_jax(tmp_path):
     """One program on global arrays: BatchNorm's statistics are global as well."""
-    both(tmp_path, "jax", ["batch-norm"], [["devices=4"]])
+    both(tmp_path, "jax", ["batch-norm", "rnn-trades"], [["devices=4"]])
 
 
 @pytest.mark.slow

@@ -27,11 +27,18 @@ def fn_shape(fn, inputs):
 
 
 @both
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("columns", [16, 40, 15, 1])  # in blocks of 8, or not
-def test_mix(precision, columns):  # noqa: F811
+def test_mix(precision, columns, parts):  # noqa: F811
     rng = np.random.default_rng(0)
-    kernel, seen = (rng.normal(size=s).astype(precision) for s in ((3, 4), (4, columns)))
-    value, (of_kernel, of_seen), direction = value_and_gradients(backend.mix, kernel, seen)
+    kernel, seen = (rng.normal(size=s).astype(precision) for s in ((6, 4), (4, columns)))
+
+    def mix(kernel, seen):
+        found = backend.mix(kernel, seen, parts)
+        assert [tuple(part.shape) for part in found] == [(6 // parts, columns)] * parts
+        return ops.concatenate(found, axis=0)
+
+    value, (of_kernel, of_seen), direction = value_and_gradients(mix, kernel, seen)
     tolerance = {"rtol": TOLERANCE[precision], "atol": TOLERANCE[precision]}
     np.testing.assert_allclose(value, kernel @ seen, **tolerance)
     np.testing.assert_allclose(of_kernel, direction @ seen.T, **tolerance)

@@ -8,7 +8,7 @@ import keras
 import pytest
 
 import keras_emr as ke
-from keras_emr.data.batches import TrainBatches
+from keras_emr.data.batches import EvalBatches, TrainBatches
 from keras_emr.defenses.adversarial_training import AdversarialTraining
 from tests.builders import images, network
 from tests.counters import BACKEND, watch
@@ -65,9 +65,17 @@ def test_no_epoch_waits_for_a_search_of_buffer_sizes(monkeypatch, batchwise):
     robust = ke.RobustClassifier(network(), **CASES["at"](1))
     robust.compile("sgd")
     x, y = images(8)
-    robust.fit(*((TrainBatches(x, y, 4),) if batchwise else (x, y, 4)), verbose=0)
+    train = (TrainBatches(x, y, 4),) if batchwise else (x, y, 4)
+    validation = (EvalBatches(x, y, 4),) if batchwise else (x, y)
+    datasets = []
+    seen = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: datasets.append({id(it._distributed_dataset) for it in begun})
+    )
+    robust.fit(*train, validation_data=validation, epochs=3, callbacks=[seen], verbose=0)
+    assert len({id(it) for it in begun}) == 2
     (tuned,) = {it._distributed_dataset.options().autotune.enabled is not False for it in begun}
     assert tuned is not batchwise
+    assert datasets[0] == datasets[1] == datasets[2]
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="tensorflow compiles for any number of images")

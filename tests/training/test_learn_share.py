@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_emr as ke
+from keras_emr import backend
 from keras_emr.attacks.base import Objective
 from keras_emr.attacks.learned import LearnedAttack
 from keras_emr.errors import UserError
@@ -51,6 +52,44 @@ def test_phi_learns_from_the_first_images_and_all_are_attacked(share, learners):
     np.testing.assert_allclose(value, first, rtol=1e-5)
     assert max(np.abs(g).max() for g in wanted) > 0
     for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"latent": True}, {"bptt_horizon": 1}, {"step_weights": [1, 2, 0]}, {"steps": 1}],
+    ids=lambda options: next(iter(options)),
+)
+def test_with_every_form_of_the_steps(options):
+    model = network()
+    learned = attack(0.3, **options)
+    (everything, _, gradients), drawn = meta(model, learned)
+    whole = attack(1.0, maximizer=learned.maximizer, **options)
+    (alone, _, wanted), _ = meta(model, whole, slice(0, 4), drawn=drawn)
+    np.testing.assert_allclose(everything[:4], alone, atol=1e-6)
+    assert max(np.abs(g).max() for g in wanted) > 0
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(backend.chain is None, reason="jax only")
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("bptt_horizon", [None, 2])
+def test_replayed_steps_have_the_gradient_of_the_unrolled_ones(monkeypatch, share, bptt_horizon):
+    model, lengths = network(), []
+    learned = attack(share, steps=5, bptt_horizon=bptt_horizon)
+    chain = backend.chain
+
+    def counted(step, state, records):
+        lengths.append(len(records[0]))
+        return chain(step, state, records)
+
+    monkeypatch.setattr(backend, "chain", counted)
+    replayed, drawn = meta(model, learned)
+    assert lengths == [4]
+    monkeypatch.setattr(backend, "chain", None)
+    unrolled, _ = meta(model, learned, drawn=drawn)
+    for got, want in zip(*map(keras.tree.flatten, (replayed, unrolled)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
