@@ -75,7 +75,8 @@ class Served(tf.Module):
 
     def logits(self, image):
         """Float32 logits (N, K), in inference mode and full precision."""
-        return tf.cast(widen(self._network.frozen()(image)), tf.float32)
+        # Folded, the kernels would be scaled again for every request.
+        return tf.cast(widen(self._network.frozen(fold=False)(image)), tf.float32)
 
     def predict(self, image):
         """Images (N, H, W, C) in [0, 1] -> ``probabilities``, ``logits`` (N, K), ``class_id``."""
