@@ -86,7 +86,10 @@ def measure(
 
 
 def _passes(model, x, y, compute):
-    """The passes that an attack makes, as functions that return their seconds."""
+    """The passes that an attack makes, as functions that return their seconds.
+
+    Each takes BatchNorm into the convolutions for itself, which an attack does once for all steps.
+    """
     network = Network(model)
     labels = ops.convert_to_tensor(y)
     images = ops.convert_to_tensor(x)
