@@ -9,6 +9,9 @@ from keras import ops
 from keras.src.models.functional import Functional
 
 from keras_emr import backend
+from keras_emr.substitution import plain_convolution
+
+_LINEAR = keras.activations.linear
 
 
 def normalized(model):
@@ -26,16 +29,16 @@ def normalized(model):
 
 def _networks(model):
     """``model`` and the models in it, each once; none unless all that is run is in their graphs."""
-    found, open_ = [], [model]
-    while open_:
-        network = open_.pop()
+    found, ahead = [], [model]
+    while ahead:
+        network = ahead.pop()
         if isinstance(network, keras.Sequential) and type(network).call is keras.Sequential.call:
             network = getattr(network, "_functional", None)
         if not isinstance(network, Functional) or type(network).call is not Functional.call:
             continue
         if not any(network is other for other in found):
             found.append(network)
-            open_ += [operation for operation in network.operations]
+            ahead += network.operations
     return found
 
 
@@ -45,7 +48,7 @@ def _neighbours(nodes, outputs):
         for tensor in node.input_tensors:
             readers[id(tensor)].append(node.operation)
     for node in nodes:
-        if _plain(node.operation):
+        if plain_convolution(node.operation) and node.operation.activation is _LINEAR:
             between = id(node.outputs[0])
             if len(readers[between]) == 1 and between not in outputs:
                 norm = readers[between][0]
@@ -55,17 +58,6 @@ def _neighbours(nodes, outputs):
 
 def _batch_norm(layer):
     return type(layer) is keras.layers.BatchNormalization and layer.axis in (-1, 3)
-
-
-def _plain(layer):
-    """Whether it is a convolution as ``backend.cheaper`` knows it, with nothing after the bias."""
-    return (
-        type(layer) is keras.layers.Conv2D
-        and layer.data_format == "channels_last"
-        and layer.groups == 1
-        and set(layer.dilation_rate) == {1}
-        and layer.activation is keras.activations.linear
-    )
 
 
 def folded(pairs, compute="float32"):

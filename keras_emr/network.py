@@ -1,6 +1,7 @@
 """The classifier as attacks and regularizers see it: images in, logits out, no state changed."""
 
 import contextlib
+import functools
 
 import keras
 from keras import ops
@@ -52,7 +53,6 @@ class Network:
     def __init__(self, model):
         self.model = model
         self._layers = layers_of(model)
-        self._normalized = normalized(model)
         self._passes = []
 
     def __call__(self, x, training, sloped=False):
@@ -73,6 +73,10 @@ class Network:
         inference, logits, pullback = backend.vjp(both, ops.stop_gradient(x))
         self._passes.append((x, inference, pullback))
         return logits
+
+    @functools.cached_property
+    def _normalized(self):
+        return normalized(self.model)
 
     def _inference_beside(self, x):
         return self.model(x, training=False)

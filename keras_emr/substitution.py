@@ -190,9 +190,18 @@ def _pooled(layer, parts):
     return [(layer, "call", lambda inputs: parts["max_pool"](inputs, size))]
 
 
+def plain_convolution(layer):
+    """Whether it is a convolution as ``backend.cheaper`` knows it."""
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.data_format == "channels_last"
+        and layer.groups == 1
+        and set(layer.dilation_rate) == {1}
+    )
+
+
 def _convolved(layer, parts, constant):
-    plain = type(layer) is keras.layers.Conv2D and layer.data_format == "channels_last"
-    if "conv" not in parts or not plain or layer.groups > 1 or set(layer.dilation_rate) != {1}:
+    if "conv" not in parts or not plain_convolution(layer):
         return []
 
     arrange, kept = parts.get("arranged"), []

@@ -78,7 +78,7 @@ def quiet_tensorflow():
 @contextmanager
 def _uncollected():
     """Keep Python's garbage collector from what there is after imports in the block."""
-    # Half a million objects that stay: each full collection would look at them all again.
+    # Hundreds of thousands of objects that stay: a full collection would look at them all again.
     if "keras" in sys.modules or not gc.isenabled():
         yield
         return

@@ -170,7 +170,7 @@ def accelerated():
 def _without_tuning(iterator):
     """Turn off tf.data's search for buffer sizes where Keras feeds it from a ``PyDataset``.
 
-    There is nothing to be found, and every few epochs their end waits up to a second for it.
+    There is nothing to be found, and every few epochs the end of one waits for it.
     """
     given = getattr(getattr(iterator, "data_adapter", None), "py_dataset", None)
     dataset = getattr(iterator, "_distributed_dataset", None)
