@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 
 import keras
 from keras import ops
-from keras.src.models.functional import Functional
 
 from keras_emr import backend
+from keras_emr.inference import graph_of
 from keras_emr.substitution import plain_convolution
 
 _LINEAR = keras.activations.linear
@@ -31,12 +31,8 @@ def _networks(model):
     """``model`` and the models in it, each once; none unless all that is run is in their graphs."""
     found, ahead = [], [model]
     while ahead:
-        network = ahead.pop()
-        if isinstance(network, keras.Sequential) and type(network).call is keras.Sequential.call:
-            network = getattr(network, "_functional", None)
-        if not isinstance(network, Functional) or type(network).call is not Functional.call:
-            continue
-        if not any(network is other for other in found):
+        network = graph_of(ahead.pop())
+        if network is not None and not any(network is other for other in found):
             found.append(network)
             ahead += network.operations
     return found

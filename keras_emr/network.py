@@ -9,6 +9,7 @@ from keras import ops
 from keras_emr import backend
 from keras_emr.errors import UserError
 from keras_emr.folding import folded, normalized
+from keras_emr.inference import Inference
 from keras_emr.losses import widen
 from keras_emr.substitution import (
     cast_at_use,
@@ -53,7 +54,7 @@ class Network:
     def __init__(self, model):
         self.model = model
         self._layers = layers_of(model)
-        self._passes = []
+        self._passes, self._constant = [], {}
 
     def __call__(self, x, training, sloped=False):
         """The model itself: logits in its own precision, states and weights as they move.
@@ -77,6 +78,10 @@ class Network:
     @functools.cached_property
     def _normalized(self):
         return normalized(self.model)
+
+    @functools.cached_property
+    def _inference(self):
+        return Inference(self.model)
 
     def _inference_beside(self, x):
         return self.model(x, training=False)
@@ -115,17 +120,32 @@ class Network:
             shape = _Outline(self.frozen()).compute_output_spec(images).shape
         return shape[-1]
 
-    def _call(self, values, x, training, changes, compute="float32", cast=()):
-        # The scope is entered inside the function that is differentiated: entered around it,
-        # JAX leaks tracers as soon as a layer writes state. It maps *all* variables, because
-        # during `fit` Keras empties them on JAX and an unmapped one would read as None.
+    def _values(self, values, cast=()):
+        """What a pass reads, by its variable: ``values``, in the variables' dtypes, and ``cast``.
+
+        That is *all* variables, because during `fit` Keras empties them on JAX and an unmapped one
+        would read as None.
+        """
         scope = keras.StatelessScope(list(zip(self.model.variables, values, strict=True)))
-        for update in cast:  # what the scope is made of it casts to the variable's dtype
+        for update in cast:
             scope.add_update(update)
+        return scope.state_mapping
+
+    def _pass(self, values, training, changes, compute="float32"):
+        """``x -> logits`` with ``values`` of :meth:`_values`; it does not hold this object."""
         random_state = backend.preserve_random_state if training else contextlib.nullcontext
         changes = precision(self._layers, compute) + changes
-        with scope, changed(changes), random_state():
-            return self.model(x, training=training)
+        model = functools.partial(self.model, training=True) if training else self._inference
+
+        def logits(x):
+            # The scope is entered inside the function that is differentiated: entered around it,
+            # JAX leaks tracers as soon as a layer writes state.
+            scope = keras.StatelessScope()
+            scope.state_mapping.update(values)
+            with scope, changed(changes), random_state():
+                return model(x)
+
+        return logits
 
     @property
     def seed_states(self):
@@ -155,7 +175,16 @@ class Network:
         changes = cheaper(self._layers, constant=True)
         if fold and not training:
             changes += folded(self._normalized, compute)
-        return lambda x: self._call(values, x, training, changes, compute, cast)
+        return self._pass(self._values(values, cast), training, changes, compute)
+
+    def constant(self, compute="float32"):
+        """:meth:`frozen` at inference, of the first call: what one step attacks, and shows.
+
+        Asked first outside of loops, whose graph or trace it would be made in.
+        """
+        if compute not in self._constant:
+            self._constant[compute] = self.frozen(compute=compute)
+        return self._constant[compute]
 
     def live(self, training=False, twice=False):
         """``x -> logits`` whose gradients reach the weights as well.
@@ -167,8 +196,7 @@ class Network:
         values = [
             v.value if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
-        changes = cheaper(self._layers, twice)
-        return lambda x: self._call(values, x, training, changes)
+        return self._pass(self._values(values), training, cheaper(self._layers, twice))
 
     def at(self, weights, training=False):
         """``x -> logits`` with other values, tensors, in place of the trainable variables'."""
@@ -176,8 +204,7 @@ class Network:
         values = [
             next(given) if v.trainable else ops.stop_gradient(v.value) for v in self.model.variables
         ]
-        changes = cheaper(self._layers)
-        return lambda x: self._call(values, x, training, changes)
+        return self._pass(self._values(values), training, cheaper(self._layers))
 
 
 class _Outline(keras.Operation):

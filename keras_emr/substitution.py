@@ -82,7 +82,7 @@ def cheaper(layers, twice=False, constant=False):
     found = []
     for layer in layers:
         found += _rectified(layer, parts) + _pooled(layer, parts)
-        found += _convolved(layer, parts, constant)
+        found += _convolved(layer, parts, constant) + _normalized(layer, parts)
     return found
 
 
@@ -218,5 +218,43 @@ def _convolved(layer, parts, constant):
         bias = keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None
         out = parts["conv"](inputs, kernel, bias, tuple(layer.strides), layer.padding)
         return out if layer.activation is None else layer.activation(out)
+
+    return [(layer, "call", call)]
+
+
+def plain_batch_norm(layer):
+    """Whether it is BatchNorm of maps' channels as ``backend.cheaper`` knows it."""
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and layer.axis in (-1, 3)
+        and layer.input_spec is not None
+        and layer.input_spec.ndim == 4
+        and not (layer.renorm or layer.synchronized)
+        and layer.variable_dtype == "float32"
+    )
+
+
+def _normalized(layer, parts):
+    if "batch_norm" not in parts or not plain_batch_norm(layer):
+        return []
+    own = layer.call
+
+    def call(inputs, training=None, mask=None):
+        training = bool(training and layer.trainable)
+        if mask is not None or keras.backend.standardize_dtype(inputs.dtype) == "float64":
+            return own(inputs, training=training, mask=mask)
+        x = keras.ops.cast(inputs, "float32")  # as Keras does, also where layers are narrower
+        scale, offset, mean, variance = (
+            None if v is None else keras.ops.convert_to_tensor(v)
+            for v in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+        )
+        y, *found = parts["batch_norm"](x, scale, offset, mean, variance, layer.epsilon, training)
+        if training:
+            keep = layer.momentum
+            for kept, before, new in zip(
+                (layer.moving_mean, layer.moving_variance), (mean, variance), found, strict=True
+            ):
+                kept.assign(before * keep + new * (1.0 - keep))
+        return keras.ops.cast(y, layer.compute_dtype)
 
     return [(layer, "call", call)]

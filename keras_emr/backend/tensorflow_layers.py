@@ -45,6 +45,23 @@ def _max_pool(x, size):
     return apply(x)
 
 
+def _batch_norm(x, scale, offset, mean, variance, epsilon, training):
+    if not training:
+        return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon), mean, variance
+    y, mean, corrected, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=tf.ones_like(mean) if scale is None else scale,
+        offset=tf.zeros_like(mean) if offset is None else offset,
+        mean=[],
+        variance=[],
+        epsilon=epsilon,
+    )
+    count = tf.cast(tf.size(x) // tf.size(mean), x.dtype)
+    return y, mean, corrected * (tf.maximum(count - 1, 1) / count)
+
+
 def cheaper(twice):
-    """Functions whose results cost less to differentiate, by name."""
-    return {"relu": _relu, "leaky_relu": _leaky_relu, "max_pool": _max_pool} if twice else {}
+    """Functions whose results cost less, or cost less to differentiate, by name."""
+    if not twice:
+        return {"batch_norm": _batch_norm}
+    return {"relu": _relu, "leaky_relu": _leaky_relu, "max_pool": _max_pool}

@@ -92,7 +92,8 @@ class RobustClassifier(
         attack_mode: ``inference`` (BatchNorm statistics frozen, no dropout) or ``training`` mode
             of the network while it is attacked in training. Evaluation always uses inference.
         attack_precision: of the network's layers while it is attacked in training: ``float32``, or
-            ``bfloat16`` for speed on hardware that has it. Evaluation always uses float32.
+            ``bfloat16`` for speed on hardware that has it. The clean accuracy that a defense
+            without a clean term logs is of that network too. Evaluation always uses float32.
         maximizer_update: ``joint``: one attack serves both updates of a batch; ``alternating``:
             after the classifier's update the batch is attacked anew for phi's (Jiang et al.,
             AISTATS 2021; a second attack per batch); ``frozen``: phi stays as it is.
@@ -280,11 +281,15 @@ class RobustClassifier(
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def _objective(self, network, attack, x, y, training):
-        in_training = training and self.attack_mode == "training"
-        compute = self.attack_precision if training else "float32"
-        logits_fn = network.frozen(in_training, compute=compute)
+        if training and self.attack_mode == "training":
+            logits_fn = network.frozen(True, compute=self.attack_precision)
+        else:
+            logits_fn = self._seen(network, training)
         name = attack.objective or "cross_entropy"
         return Objective(logits_fn, name, x, y, unroll=self.jit_compile)
+
+    def _seen(self, network, training):
+        return network.constant(self.attack_precision if training else "float32")
 
     @property
     def training_attack(self):
@@ -333,6 +338,8 @@ class RobustClassifier(
         elif x_adv is None:
             x_adv = self.find_adversarial(network, x, shares, training)
 
+        # A step without a clean pass shows the accuracy before its statistics move.
+        shown = None if self.defense.needs_clean else self._seen(network, training)(x)
         # Clean and adversarial images in passes of their own: in one batch they would share
         # BatchNorm statistics, which is another algorithm.
         clean = adversarial = None
@@ -344,9 +351,8 @@ class RobustClassifier(
             adversarial = network(x_adv, training, sloped="adversarial" in sloped)
             layer_losses.append(self.model.losses)
         elif x_adv is not None:
-            adversarial = network.frozen()(x_adv)
-        shown = network.frozen()(x) if clean is None else ops.stop_gradient(clean)
-        shown = losses.widen(shown)
+            adversarial = network.constant()(x_adv)
+        shown = losses.widen(ops.stop_gradient(clean) if shown is None else shown)
 
         if self.teacher is not None:
             needed["teacher"] = self.teach(x, y, training)

@@ -113,7 +113,7 @@ class MaximizerTraining:
         objective = self._objective(network, self.attack, x, y, training=False)
         sampler = StreamSampler(VALIDATION_SEED)
         found = self.attack(objective, x, sampler, self._classes(network, self.attack))
-        y, learned = replicas.gather(y), replicas.gather(network.frozen()(found))
+        y, learned = replicas.gather(y), replicas.gather(network.constant()(found))
         self.learned_loss_metric.update_state(losses.cross_entropy(y, learned), sample_weight)
         self.referee_loss_metric.update_state(losses.cross_entropy(y, adversarial), sample_weight)
 

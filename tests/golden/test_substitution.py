@@ -227,7 +227,7 @@ def both(fn, x, weights):
 @pytest.mark.parametrize("make", [pictures, with_nan])
 def test_values_and_gradients_are_those_of_the_layer(name, twice, make):
     parts = backend.cheaper(twice)
-    assert set(parts) <= {*LAYERS, "conv", "arranged"}  # each has its test here
+    assert set(parts) <= {*LAYERS, "conv", "arranged", "batch_norm"}  # each has its test here
     if name not in parts:
         pytest.skip(f"{BACKEND} has no other {name}")
     x = make()
@@ -281,6 +281,46 @@ def test_a_convolution_and_all_its_gradients_are_those_of_the_layer(options, sid
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-10)
         assert np.count_nonzero(w)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="it has no other batch norm")
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": False, "momentum": 0.7}, {"center": False, "trainable": False}]
+)
+def test_batch_norm_its_statistics_and_all_its_gradients_are_those_of_the_layer(
+    options, training, dtype
+):
+    layer = norm((None, 7, 5, 2), epsilon=1e-5, dtype=dtype, **options)
+    rng = np.random.default_rng(1)
+    given = [rng.uniform(0.5, 2, w.shape) for w in layer.weights]
+    x = ops.cast(ref.tensor(3 + pictures(side=(7, 5))), layer.compute_dtype)
+    weights = ref.tensor(rng.normal(size=x.shape))
+
+    def total(x):
+        y = layer(ops.cast(x, layer.compute_dtype), training=training)
+        return ops.sum(ops.cast(y, "float64") * weights)
+
+    def all_of_it():
+        layer.set_weights(given)
+        out = layer(x, training=training)
+        assert keras.backend.standardize_dtype(out.dtype) == layer.compute_dtype
+        kept = [ref.numpy(layer.moving_mean), ref.numpy(layer.moving_variance)]
+        into = ref.gradients(total, ref.numpy(ops.cast(x, "float64")))
+        own = ref.weight_gradients(layer, lambda: total(x)) if layer.trainable_variables else []
+        return [ref.numpy(ops.cast(out, "float64")), *kept, *into, *own]
+
+    want = all_of_it()
+    with changed(cheaper([layer])):
+        assert "call" in vars(layer)
+        got = all_of_it()
+    assert len(got) == len(want)
+    exact = {"float32": 1e-5, "mixed_bfloat16": 1e-2}[dtype]
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=exact, atol=exact * np.abs(w).max())
+    moved = got[1] != given[-2].astype("float32")
+    assert moved.all() == moved.any() == (training and layer.trainable)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the others take kernels as they are")
@@ -355,6 +395,16 @@ class OwnLeakyReLU(layers.LeakyReLU):
     pass
 
 
+class OwnNorm(layers.BatchNormalization):
+    pass
+
+
+def norm(shape=(None, 7, 5, 3), **options):
+    layer = layers.BatchNormalization(**options)
+    layer.build(shape)
+    return layer
+
+
 CHANGED = [
     ("relu", lambda: layers.ReLU(), "call"),
     ("relu", lambda: layers.Activation("relu"), "activation"),
@@ -364,6 +414,8 @@ CHANGED = [
     ("max_pool", lambda: layers.MaxPooling2D(2), "call"),
     ("max_pool", lambda: layers.MaxPooling2D((3, 2), strides=(3, 2)), "call"),
     ("conv", lambda: layers.Conv2D(2, 3, strides=2, padding="same"), "call"),
+    ("batch_norm", lambda: norm(), "call"),
+    ("batch_norm", lambda: norm(axis=3, scale=False), "call"),
 ]
 KEPT = {
     "overlapping pooling": lambda: layers.MaxPooling2D(3, strides=2),
@@ -385,6 +437,12 @@ KEPT = {
     "own pooling": lambda: OwnPool(2),
     "own relu": lambda: OwnReLU(),
     "own leaky relu": lambda: OwnLeakyReLU(0.1),
+    "batch norm of another axis": lambda: norm(axis=1),
+    "batch norm of vectors": lambda: norm((None, 3)),
+    "batch norm not built": lambda: layers.BatchNormalization(),
+    "batch norm in float64": lambda: norm(dtype="float64"),
+    "batch renormalization": lambda: norm(renorm=True),
+    "own batch norm": lambda: OwnNorm(),
 }
 
 
@@ -394,6 +452,9 @@ def test_these_layers_are_changed_where_the_backend_gains_by_it(twice):
     assert ("relu" in parts) == (BACKEND != "jax" and twice)
     assert ("conv" in parts) == (BACKEND == "torch" or (BACKEND == "jax" and twice))
     assert ("max_pool" in parts) == (BACKEND != "tensorflow" or twice)
+    assert ("batch_norm" in parts) == (
+        BACKEND == "torch" or (BACKEND == "tensorflow" and not twice)
+    )
     for part, make, attribute in CHANGED:
         layer = make()
         found = [name for _, name, _ in cheaper([layer], twice)]

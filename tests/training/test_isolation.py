@@ -1,5 +1,8 @@
 """What an attack may not touch, and exact identities of training."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -181,3 +184,44 @@ def test_restarts_in_training_keep_the_worst():
     assert (wrong_many >= wrong_one).all()
     same = wrong_many == wrong_one
     assert (many[same] >= one[same] - 1e-6).all() and (many > one + 1e-4).any()
+
+
+@pytest.mark.parametrize("defense", ["at", "trades"])
+def test_a_step_makes_one_constant_network(defense, monkeypatch):
+    """In AT the clean accuracy comes from it as well, in TRADES from the clean pass."""
+    made, frozen = [], Network.frozen
+    monkeypatch.setattr(Network, "frozen", lambda *a, **k: made.append(k) or frozen(*a, **k))
+    robust = classifier(defense, network(), attack_precision="bfloat16")
+    logs = robust.train_on_batch(X, Y, return_dict=True)
+    assert logs["accuracy"] > 0
+    assert made == [{"compute": "bfloat16"}]
+
+
+def test_the_clean_accuracy_of_a_step_is_that_before_its_statistics_move():
+    model = network(seed=1)
+    robust = classifier("at", model)
+    robust.optimizer.learning_rate = 0.0
+    (norm,) = [v for v in model.layers if isinstance(v, keras.layers.BatchNormalization)]
+    norm.momentum = 0.0
+
+    def accuracy():
+        return (keras.ops.convert_to_numpy(model(X)).argmax(1) == Y).mean()
+
+    before = accuracy()
+    logs = robust.train_on_batch(X, Y, return_dict=True)
+    np.testing.assert_allclose(logs["accuracy"], before, rtol=1e-6)
+    assert accuracy() != before
+
+
+def test_what_a_network_has_made_does_not_keep_it():
+    """The weights of every step would wait for the garbage collector."""
+    held, x = Network(network()), keras.ops.convert_to_tensor(X)
+    passes = [held.constant(), held.live(), held.frozen(training=True)]
+    gone = weakref.ref(held)
+    gc.disable()
+    try:
+        del held
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert all(logits(x).shape == (len(X), 3) for logits in passes)
