@@ -238,16 +238,17 @@ def run(options, folder):
 
 def main():
     options = parse(__doc__.split("\n")[0])
+    outputs = {name: options.pop(name) for name in ("json", "markdown")}  # no part of the record
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         result = run(options, Path(folder))
     result["wall_seconds"] = round(time.monotonic() - start, 1)
     text = tables.markdown(result)
     print(text)
-    if options["json"]:
-        options["json"].write_text(json.dumps(result, indent=1, default=str) + "\n")
-    if options["markdown"]:
-        options["markdown"].write_text(text + "\n")
+    if outputs["json"]:
+        outputs["json"].write_text(json.dumps(result, indent=1, default=str) + "\n")
+    if outputs["markdown"]:
+        outputs["markdown"].write_text(text + "\n")
     wrong = [f"{n}, {j}" for j, n in tables.disagreements(result["check"])]
     for which in wrong:
         tell(f"the check failed: {which}")

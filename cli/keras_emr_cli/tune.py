@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -10,9 +9,9 @@ import click
 from keras_emr.errors import UserError
 from keras_emr_cli.presets import PRESETS
 from keras_emr_cli.settings import Merged, merge, options
+from keras_emr_cli.tune_search import address, stored_settings
 from keras_emr_cli.tune_settings import KEYS, TUNE
 
-EXIT_RESUMABLE = 75
 # What may change when a search is resumed; by the rest its trials are comparable.
 _RESUMABLE = {"max_trials", "finalists", "final_attack", "eval_steps", "eval_restarts", "workers"}
 _RESUMABLE |= {"chief", "restarts_per_worker", "worker_timeout", "out", "stream", "tfds_dir"}
@@ -58,15 +57,6 @@ def command(config, resume, overwrite, tuner_id, as_json, quiet, **flags):
     from keras_emr_cli.tune_run import run
 
     return run(settings, space, text, tuner_id == "chief", resume, overwrite, as_json, quiet)
-
-
-def stored_settings(out):
-    """The settings and the space of the search in folder ``out``."""
-    from keras_emr_cli.tune_space import read_space
-
-    out = Path(out)
-    settings = merge(KEYS, {"out": str(out)}, str(out / "config.yaml"), environment={})
-    return settings, *read_space(str(out / "space.yaml"))
 
 
 def _settings(flags, config, resume):
@@ -153,27 +143,9 @@ def _require_same(settings, before):
             )
 
 
-def address(text):
-    """``HOST:PORT`` as a pair."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise UserError(f"--chief: not an address. Received: {text!r}. Expected HOST:PORT.")
-    return host, int(port)
-
-
 def _fresh():
     candidate, number = Path("runs") / "search", 1
     while candidate.exists():
         number += 1
         candidate = Path("runs") / f"search-{number}"
     return candidate
-
-
-def interrupted(number, folder):
-    """The last line and the exit code of a search that a signal ended."""
-    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
-
-    name = signal.Signals(number)
-    code = EXIT_INTERRUPTED if name == signal.SIGINT else EXIT_RESUMABLE
-    text = f"interrupted ({name.name}); continue with: keras-emr tune --out {folder} --resume"
-    return fail(text, code)

@@ -8,6 +8,7 @@ from keras_emr.errors import NotWritten
 from keras_emr_cli.load_data import load_data
 from keras_emr_cli.session import select_backend, signals_to
 from keras_emr_cli.tune_report import conclude, line
+from keras_emr_cli.tune_search import interrupted, runner
 
 
 def run(settings, space, text, serves, resume, overwrite, as_json, quiet):
@@ -42,7 +43,6 @@ def _run(settings, space, folder, data, serves, resume, as_json, quiet):
     from keras_emr.tuning.search import SearchFailed
     from keras_emr_cli.main import EXIT_FAILURE, fail
     from keras_emr_cli.reporter import Reporter
-    from keras_emr_cli.tune import interrupted
     from keras_emr_cli.tune_workers import WorkersLost, supervise
 
     stop = StopOnSignal()
@@ -81,18 +81,6 @@ def _search_here(settings, study, folder, data, stop, reporter, on_end):
     from keras_emr.tuning.search import search
 
     search(study, runner(settings, folder, data, stop, reporter), on_end)
-
-
-def runner(settings, folder, data, stop, reporter):
-    """What runs trials, in any process."""
-    from keras_emr.tuning.stopping import MedianRule
-    from keras_emr.tuning.trials import TrialRunner
-    from keras_emr_cli.tune_trial import TrainTrial
-
-    stopping = settings.stopping or ("none" if settings.search == "hyperband" else "median")
-    rule = MedianRule(folder.trials, settings.stopping_after) if stopping == "median" else None
-    train = TrainTrial(settings, data, stop, reporter)
-    return TrialRunner(folder.trials, train, settings.objective, rule, folder.errors)
 
 
 def make_study(settings, space, folder):

@@ -10,6 +10,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.tune_processes import LocalWorkers
+from keras_emr_cli.tune_search import EXIT_RESUMABLE, address, runner, stored_settings
 
 _TICK = 0.2
 _DEATHS = 3  # so many of its workers' deaths fail a trial
@@ -30,7 +31,6 @@ def supervise(settings, study, folder, stop, reporter, on_end):
     from keras_emr.training.callbacks import Interrupted
     from keras_emr.tuning.chief import Chief
     from keras_emr.tuning.trials import read_result
-    from keras_emr_cli.tune import address
 
     def ended(name):
         result = read_result(folder.trials / name)
@@ -132,7 +132,6 @@ def work(flags, name, quiet):
     """Be worker ``name`` of the search in ``--out``; the exit code."""
     from keras_emr_cli.main import EXIT_FAILURE, fail
     from keras_emr_cli.session import require_tuner
-    from keras_emr_cli.tune import EXIT_RESUMABLE, address, stored_settings
 
     if flags["out"] is None:
         raise click.UsageError("--tuner-id needs --out, the folder of the search")
@@ -181,9 +180,7 @@ def _work(settings, folder, chief, name, quiet):
     from keras_emr_cli.load_data import load_data
     from keras_emr_cli.main import EXIT_INTERRUPTED, fail
     from keras_emr_cli.reporter import Reporter
-    from keras_emr_cli.tune import EXIT_RESUMABLE
     from keras_emr_cli.tune_report import line
-    from keras_emr_cli.tune_run import runner
 
     stop, reasons = StopOnSignal(), []
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_emr import backend
 from keras_emr.network import Network
-from keras_emr.substitution import changed
+from keras_emr.network.substitution import changed
 
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 

@@ -140,6 +140,11 @@ class RunFolder:
     def read_environment(self):
         return json.loads(self.environment.read_text())
 
+    def read_history(self) -> list[dict]:
+        """The rows of ``history.jsonl``, one per epoch; none where there is no such file."""
+        lines = self.history.read_text().splitlines() if self.history.exists() else []
+        return [json.loads(line) for line in lines]
+
     def write_history(self, rows):
         self.write_text(self.history, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_emr.tuning.trials import read_rows
+from keras_emr.training.run_folder import RunFolder
 
 
 class MedianRule:
@@ -35,7 +35,7 @@ class MedianRule:
         means = []
         for ended in sorted(self.folder.glob("*/result.json")):
             if ended.parent.name != name:
-                seen = [_finite(row[objective]) for row in read_rows(ended.parent)[:t]]
+                seen = [_finite(row[objective]) for row in _rows(ended.parent)[:t]]
                 if len(seen) == t:
                     means.append(np.mean(seen))
         return len(means) >= self.others and max(values) < np.median(means)
@@ -59,7 +59,7 @@ class StopHopeless(keras.callbacks.Callback):
 
     def check(self):
         """Apply the rule to the history on disk: after how many epochs to stop, or 0 to go on."""
-        rows = read_rows(self.rule.folder / self.name)
+        rows = _rows(self.rule.folder / self.name)
         values = [_finite(row[self.objective]) for row in rows]
         self.stopped = bool(values) and self.rule.hopeless(self.name, values, self.objective)
         return len(values) if self.stopped else 0
@@ -67,6 +67,10 @@ class StopHopeless(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.check():
             self.model.stop_training = True
+
+
+def _rows(path):
+    return RunFolder(path).read_history()
 
 
 def _finite(value):

@@ -120,7 +120,7 @@ class TrialRunner:
                 status = "stopped"
         except TrainingDiverged as error:
             status, message = "diverged", str(error)
-            rows = read_rows(path)
+            rows = RunFolder(path).read_history()
         except (Interrupted, NotWritten, KeyboardInterrupt):
             raise  # no fault of the trial, which can be resumed
         except Exception as error:  # a trial may fail in any way; the others go on
@@ -165,13 +165,6 @@ def read_result(path) -> Result | None:
         return Result(**json.loads((Path(path) / "result.json").read_text()))
     except FileNotFoundError:
         return None
-
-
-def read_rows(path) -> list[dict]:
-    """The rows of ``history.jsonl`` in a trial's folder, one per epoch."""
-    file = Path(path) / "history.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import pytest
 from keras import layers, ops
 
 from keras_emr import backend
-from keras_emr.folding import normalized
 from keras_emr.network import Network
+from keras_emr.network.folding import normalized
 from tests.builders import images
 
 SHAPE = (6, 6, 1)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_emr.inference import Inference, graph_of
 from keras_emr.models.registry import make_model
-from keras_emr.substitution import changed, precision
+from keras_emr.network.inference import Inference, graph_of
+from keras_emr.network.substitution import changed, precision
 from tests.builders import images
 
 SHAPE, CLASSES = (8, 8, 1), 3

@@ -8,8 +8,8 @@ from keras import layers, ops
 import keras_emr as ke
 from keras_emr import EffectiveMarginRegularizer, backend
 from keras_emr.network import Network
+from keras_emr.network.substitution import changed, cheaper
 from keras_emr.sampling import StreamSampler
-from keras_emr.substitution import changed, cheaper
 from tests.builders import images
 from tests.golden import reference as ref
 

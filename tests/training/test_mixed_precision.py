@@ -9,7 +9,7 @@ import keras_emr as ke
 from keras_emr.attacks.base import Objective
 from keras_emr.models.wide_resnet import wide_resnet
 from keras_emr.network import Network, layers_of
-from keras_emr.substitution import cast_at_use, changed
+from keras_emr.network.substitution import cast_at_use, changed
 from keras_emr.training.averaging import EMA
 from keras_emr.training.optimizers import SGD
 from keras_emr.training.weight_perturbation import AWP
@@ -158,7 +158,7 @@ def test_weights_that_an_attack_in_bfloat16_would_cast_at_each_step_are_cast_ahe
     for _ in range(2):
         frozen(x)
     assert used[0] is used[1]  # a cast would make another
-    monkeypatch.setattr("keras_emr.network.cast_at_use", lambda layers, name: set())
+    monkeypatch.setattr("keras_emr.network.passes.cast_at_use", lambda layers, name: set())
     at_use = Network(model).frozen(compute="bfloat16")(x)
     assert used[2] is not used[1]
     numbers = [

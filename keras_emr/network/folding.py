@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_emr import backend
-from keras_emr.inference import graph_of
-from keras_emr.substitution import plain_convolution
+from keras_emr.network.inference import graph_of
+from keras_emr.network.substitution import plain_convolution
 
 _LINEAR = keras.activations.linear
 

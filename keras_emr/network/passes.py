@@ -8,10 +8,10 @@ from keras import ops
 
 from keras_emr import backend
 from keras_emr.errors import UserError
-from keras_emr.folding import folded, normalized
-from keras_emr.inference import Inference
 from keras_emr.losses import widen
-from keras_emr.substitution import (
+from keras_emr.network.folding import folded, normalized
+from keras_emr.network.inference import Inference
+from keras_emr.network.substitution import (
     cast_at_use,
     changed,
     cheaper,
