@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from keras_emr import network
+from keras_emr.network import passes
 from tests.cli.harness import TINY, assert_error, call, history
 
 pytestmark = pytest.mark.usefixtures("warm_keras")
 
 
 def test_training_attacks_in_bfloat16_and_the_run_says_so(capfd, monkeypatch, data):
-    used, precision = [], network.precision
+    used, precision = [], passes.precision
     monkeypatch.setattr(
-        network, "precision", lambda layers, name: used.append(name) or precision(layers, name)
+        passes, "precision", lambda layers, name: used.append(name) or precision(layers, name)
     )
     train = ["train", *TINY, "--data", data, "--quiet", "--out", "run"]
     done = call(capfd, *train, "--attack-precision", "bfloat16")
