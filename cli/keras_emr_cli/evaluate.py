@@ -17,8 +17,6 @@ from keras_emr_cli.load_data import load_data
 from keras_emr_cli.settings import Merged, merge, options
 from keras_emr_cli.targets import filled, load_model, require_same_data, resolve
 
-EXIT_RESUMABLE = 75
-
 
 @click.command(name="evaluate")
 @click.argument("target", metavar="[RUN_OR_MODEL]", required=False)
@@ -69,7 +67,7 @@ def command(target, config, checkpoint, overwrite, fresh, as_json, quiet, **flag
     if its_own_data:
         require_same_data(Path(target), data, settings)
     from keras_emr.training.callbacks import Interrupted, StopOnSignal
-    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
+    from keras_emr_cli.main import EXIT_INTERRUPTED, EXIT_RESUMABLE, fail
     from keras_emr_cli.session import signals_to
 
     stop = StopOnSignal()
@@ -158,7 +156,7 @@ def _evaluate_file(path, settings, data, out, fresh, quiet, stop):
 
 def _evaluate_served(path, settings, data, out, fresh, quiet, stop):
     from keras_emr_cli.evaluate_served import connect, load_source, model_entry, served_target
-    from keras_emr_cli.main import EXIT_FAILURE, EXIT_INVALID
+    from keras_emr_cli.main import EXIT_FAILURE, EXIT_INVALID, EXIT_RESUMABLE
     from keras_emr_serving.client.errors import ClientError
 
     settings, met = _sized(settings, settings.batch_size or 256), False

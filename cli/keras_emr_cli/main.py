@@ -11,6 +11,7 @@ from keras_emr._version import __version__
 from keras_emr.errors import NotWritten, UserError, unknown
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_RESUMABLE = 75  # called again, the command goes on where it stopped
 
 _COMMANDS = {
     "train": (

@@ -18,7 +18,7 @@ def run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
     from keras_emr.training.callbacks import Interrupted, StopOnSignal, TrainingDiverged
     from keras_emr.training.run_folder import RunFolder
     from keras_emr_cli.build import classifier
-    from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, fail
+    from keras_emr_cli.main import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESUMABLE, fail
     from keras_emr_cli.progress import warn_of_chance
     from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.session import signals_to
@@ -56,7 +56,7 @@ def run(settings, data, extra, resume, overwrite, as_json, quiet, group, leave):
         return fail(f"{error} Make room, then continue with: {again}", EXIT_FAILURE)
     except Interrupted as error:
         number = signal.Signals(error.signal_number)
-        code = EXIT_INTERRUPTED if number == signal.SIGINT else 75
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE
         if not main_process:
             return code
         at = f" at {error.where}" if error.where else ""

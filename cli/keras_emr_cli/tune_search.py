@@ -9,8 +9,6 @@ from keras_emr.errors import UserError
 from keras_emr_cli.settings import merge
 from keras_emr_cli.tune_settings import KEYS
 
-EXIT_RESUMABLE = 75
-
 
 def address(text):
     """``HOST:PORT`` as a pair."""
@@ -43,7 +41,7 @@ def runner(settings, folder, data, stop, reporter):
 
 def interrupted(number, folder):
     """The last line and the exit code of a search that a signal ended."""
-    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
+    from keras_emr_cli.main import EXIT_INTERRUPTED, EXIT_RESUMABLE, fail
 
     name = signal.Signals(number)
     code = EXIT_INTERRUPTED if name == signal.SIGINT else EXIT_RESUMABLE

@@ -10,7 +10,7 @@ import click
 
 from keras_emr.errors import UserError
 from keras_emr_cli.tune_processes import LocalWorkers
-from keras_emr_cli.tune_search import EXIT_RESUMABLE, address, runner, stored_settings
+from keras_emr_cli.tune_search import address, runner, stored_settings
 
 _TICK = 0.2
 _DEATHS = 3  # so many of its workers' deaths fail a trial
@@ -130,7 +130,7 @@ def _let_go(local, seconds=20.0):
 
 def work(flags, name, quiet):
     """Be worker ``name`` of the search in ``--out``; the exit code."""
-    from keras_emr_cli.main import EXIT_FAILURE, fail
+    from keras_emr_cli.main import EXIT_FAILURE, EXIT_RESUMABLE, fail
     from keras_emr_cli.session import require_tuner
 
     if flags["out"] is None:
@@ -178,7 +178,7 @@ def _work(settings, folder, chief, name, quiet):
     from keras_emr.tuning.search import search
     from keras_emr.tuning.worker import ChiefLost, RemoteStudy
     from keras_emr_cli.load_data import load_data
-    from keras_emr_cli.main import EXIT_INTERRUPTED, fail
+    from keras_emr_cli.main import EXIT_INTERRUPTED, EXIT_RESUMABLE, fail
     from keras_emr_cli.reporter import Reporter
     from keras_emr_cli.tune_report import line
 

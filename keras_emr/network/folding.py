@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_emr import backend
 from keras_emr.network.inference import graph_of
-from keras_emr.network.substitution import plain_convolution
+from keras_emr.network.substitution import batch_norm_of_maps, plain_convolution
 
 _LINEAR = keras.activations.linear
 
@@ -45,15 +45,11 @@ def _neighbours(nodes, outputs):
             readers[id(tensor)].append(node.operation)
     for node in nodes:
         if plain_convolution(node.operation) and node.operation.activation is _LINEAR:
-            between = id(node.outputs[0])
+            convolution, between = node.operation, id(node.outputs[0])
             if len(readers[between]) == 1 and between not in outputs:
-                norm = readers[between][0]
-                if _batch_norm(norm) and norm.variable_dtype == node.operation.variable_dtype:
-                    yield node.operation, norm
-
-
-def _batch_norm(layer):
-    return type(layer) is keras.layers.BatchNormalization and layer.axis in (-1, 3)
+                (norm,) = readers[between]
+                if batch_norm_of_maps(norm) and norm.variable_dtype == convolution.variable_dtype:
+                    yield convolution, norm
 
 
 def folded(pairs, compute="float32"):

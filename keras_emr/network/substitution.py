@@ -222,20 +222,20 @@ def _convolved(layer, parts, constant):
     return [(layer, "call", call)]
 
 
-def plain_batch_norm(layer):
-    """Whether it is BatchNorm of maps' channels as ``backend.cheaper`` knows it."""
+def batch_norm_of_maps(layer):
+    """Whether it is Keras's BatchNorm of the channels of maps."""
     return (
         type(layer) is keras.layers.BatchNormalization
         and layer.axis in (-1, 3)
         and layer.input_spec is not None
         and layer.input_spec.ndim == 4
-        and not (layer.renorm or layer.synchronized)
-        and layer.variable_dtype == "float32"
     )
 
 
 def _normalized(layer, parts):
-    if "batch_norm" not in parts or not plain_batch_norm(layer):
+    if "batch_norm" not in parts or not batch_norm_of_maps(layer):
+        return []
+    if layer.renorm or layer.synchronized or layer.variable_dtype != "float32":
         return []
     own = layer.call
 
@@ -250,11 +250,9 @@ def _normalized(layer, parts):
         )
         y, *found = parts["batch_norm"](x, scale, offset, mean, variance, layer.epsilon, training)
         if training:
-            keep = layer.momentum
-            for kept, before, new in zip(
-                (layer.moving_mean, layer.moving_variance), (mean, variance), found, strict=True
-            ):
-                kept.assign(before * keep + new * (1.0 - keep))
+            keep, new_mean, new_variance = layer.momentum, *found
+            layer.moving_mean.assign(mean * keep + new_mean * (1.0 - keep))
+            layer.moving_variance.assign(variance * keep + new_variance * (1.0 - keep))
         return keras.ops.cast(y, layer.compute_dtype)
 
     return [(layer, "call", call)]
